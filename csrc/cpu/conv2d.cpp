@@ -1,0 +1,189 @@
+// conv2d on the CPU: allocates, chooses the algorithm, and states the forward pass and the input's gradient as gathers.
+#include "conv2d.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include "../checks/checks.h"
+#include "../common/backends.h"
+#include "../fallback.h"
+#include "dtypes.h"
+
+namespace fastcnn::cpu {
+namespace {
+
+constexpr auto kNhwc = at::MemoryFormat::ChannelsLast;
+
+// Depthwise weights [c, 1, kernel_h, kernel_w] as [kernel_h, kernel_w, c].
+at::Tensor depthwise_lanes(const at::Tensor& weight) { return weight.squeeze(1).permute({1, 2, 0}).contiguous(); }
+
+template <typename T>
+std::vector<GatherConv<T>> forward_problems(const Conv2dGeometry& g, const at::Tensor& input, const at::Tensor& weight,
+                                            const T* bias, bool relu, at::Tensor& output) {
+  GatherConv<T> p{};
+  p.image = image_view<T>(input);
+  p.image.depth = g.group_in();
+  p.grid = {g.out_h, g.out_w, g.stride_h, g.stride_w, {}};
+  for (int64_t kh = 0; kh < g.kernel_h; ++kh)
+    for (int64_t kw = 0; kw < g.kernel_w; ++kw)
+      p.grid.taps.push_back({kh * g.dilation_h - g.pad_h, kw * g.dilation_w - g.pad_w,
+                             kh * weight.stride(2) + kw * weight.stride(3)});
+  p.depth_stride = weight.stride(1), p.lane_stride = weight.stride(0);
+  p.lanes = g.group_out();
+  p.relu = relu;
+  p.out_stride_w = g.out_channels, p.out_stride_h = g.out_w * p.out_stride_w, p.out_stride_n = g.out_h * p.out_stride_h;
+
+  std::vector<GatherConv<T>> problems;
+  for (int64_t group = 0; group < g.groups; ++group) {
+    problems.push_back(p);
+    GatherConv<T>& q = problems.back();
+    q.image.data += group * g.group_in() * p.image.stride_c;
+    q.weight = weight.const_data_ptr<T>() + group * g.group_out() * weight.stride(0);
+    q.bias = bias != nullptr ? bias + group * g.group_out() : nullptr;
+    q.output = output.mutable_data_ptr<T>() + group * g.group_out();
+  }
+  return problems;
+}
+
+// One dimension of the input's gradient at the positions congruent to `phase` modulo the stride: the kernel offsets that
+// reach them, and how far from position / stride each one's output lies.
+struct PhaseTap {
+  int64_t kernel, offset;
+};
+std::vector<PhaseTap> phase_taps(int64_t phase, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+  std::vector<PhaseTap> taps;
+  for (int64_t k = kernel - 1; k >= 0; --k)
+    if ((phase + pad - k * dilation) % stride == 0) taps.push_back({k, (phase + pad - k * dilation) / stride});
+  return taps;
+}
+
+// The gradient of the input is, for each residue of the position modulo the stride, a convolution of grad_output with
+// stride 1 over the kernel's elements that reach it.
+template <typename T>
+std::vector<GatherConv<T>> grad_input_problems(const Conv2dGeometry& g, const at::Tensor& grad_output,
+                                               const at::Tensor& weight, at::Tensor& grad_input) {
+  std::vector<GatherConv<T>> problems;
+  const int64_t row = g.in_w * g.in_channels;
+  for (int64_t ph = 0; ph < std::min(g.stride_h, g.in_h); ++ph)
+    for (int64_t pw = 0; pw < std::min(g.stride_w, g.in_w); ++pw) {
+      GatherConv<T> p{};
+      p.image = image_view<T>(grad_output);
+      p.image.depth = g.group_out();
+      p.grid = {ceil_div(g.in_h - ph, g.stride_h), ceil_div(g.in_w - pw, g.stride_w), 1, 1, {}};
+      for (const PhaseTap& th : phase_taps(ph, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h))
+        for (const PhaseTap& tw : phase_taps(pw, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w))
+          p.grid.taps.push_back({th.offset, tw.offset, th.kernel * weight.stride(2) + tw.kernel * weight.stride(3)});
+      p.depth_stride = weight.stride(0), p.lane_stride = weight.stride(1);
+      p.lanes = g.group_in();
+      p.out_stride_w = g.stride_w * g.in_channels, p.out_stride_h = g.stride_h * row, p.out_stride_n = g.in_h * row;
+      for (int64_t group = 0; group < g.groups; ++group) {
+        problems.push_back(p);
+        GatherConv<T>& q = problems.back();
+        q.image.data += group * g.group_out() * p.image.stride_c;
+        q.weight = weight.const_data_ptr<T>() + group * g.group_out() * weight.stride(0);
+        q.output = grad_input.mutable_data_ptr<T>() + ph * row + pw * g.in_channels + group * g.group_in();
+      }
+    }
+  return problems;
+}
+
+template <typename T>
+at::Tensor forward(const Conv2dGeometry& g, const at::Tensor& input, const at::Tensor& weight,
+                   const std::optional<at::Tensor>& bias, bool relu) {
+  at::Tensor output = at::empty({g.batch, g.out_channels, g.out_h, g.out_w}, input.options(), kNhwc);
+  if (output.numel() == 0) return output;
+  const at::Tensor dense_bias = bias.has_value() && bias->defined() ? bias->contiguous() : at::Tensor();
+  const T* bias_data = dense_bias.defined() ? dense_bias.const_data_ptr<T>() : nullptr;
+  if (g.depthwise()) {
+    backends::record_kernel("conv2d_depthwise");
+    depthwise_forward<T>(g, input.contiguous(kNhwc), depthwise_lanes(weight), bias_data, relu, output);
+  } else {
+    backends::record_kernel("conv2d_direct");
+    conv2d_direct(forward_problems<T>(g, input, weight, bias_data, relu, output));
+  }
+  return output;
+}
+
+template <typename T>
+at::Tensor grad_input(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& weight) {
+  at::Tensor result = at::empty({g.batch, g.in_channels, g.in_h, g.in_w}, grad_output.options(), kNhwc);
+  if (result.numel() == 0) return result;
+  if (g.depthwise()) {
+    backends::record_kernel("conv2d_depthwise_grad_input");
+    depthwise_grad_input<T>(g, grad_output, depthwise_lanes(weight), result);
+  } else {
+    backends::record_kernel("conv2d_direct");
+    conv2d_direct(grad_input_problems<T>(g, grad_output, weight, result));
+  }
+  return result;
+}
+
+template <typename T>
+at::Tensor grad_weight(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& input) {
+  if (g.depthwise()) {
+    backends::record_kernel("conv2d_depthwise_grad_weight");
+    at::Tensor lanes = at::zeros({g.kernel_h, g.kernel_w, g.in_channels},
+                                 grad_output.options().memory_format(at::MemoryFormat::Contiguous));
+    if (g.batch > 0) depthwise_grad_weight<T>(g, grad_output, input.contiguous(kNhwc), lanes);
+    return lanes.permute({2, 0, 1}).unsqueeze(1);
+  }
+  backends::record_kernel("conv2d_grad_weight");
+  at::Tensor result = at::empty({g.out_channels, g.group_in(), g.kernel_h, g.kernel_w}, grad_output.options(), kNhwc);
+  result.zero_();
+  conv2d_grad_weight_direct<T>(g, grad_output, input, result);
+  return result;
+}
+
+at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                      at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                      std::optional<std::string_view> activation) {
+  const bool relu = checks::relu_activation("conv2d", activation);
+  const Conv2dGeometry g = checks::conv2d(input, weight, bias, stride, padding, dilation, groups);
+  const auto dtype = input.scalar_type();
+  if (!is_covered(dtype)) return fallback::conv2d(input, weight, bias, stride, padding, dilation, groups, activation);
+  const auto format = input.suggest_memory_format() == kNhwc ? kNhwc : weight.suggest_memory_format();
+  at::Tensor output;
+  if (dtype == at::kDouble) {
+    output = forward<double>(g, input, weight, bias, relu);
+  } else {
+    output = forward<float>(g, to_compute(input), to_compute(weight), to_compute(bias), relu).to(dtype);
+  }
+  return output.contiguous(format);
+}
+
+template <typename T>
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const Conv2dGeometry& g, const at::Tensor& grad_output,
+                                                        const at::Tensor& input, const at::Tensor& weight,
+                                                        std::array<bool, 3> mask) {
+  const at::Tensor grad = grad_output.contiguous(kNhwc);
+  return {mask[0] ? grad_input<T>(g, grad, weight) : at::Tensor(),
+          mask[1] ? grad_weight<T>(g, grad, input) : at::Tensor(), mask[2] ? channel_sums<T>(grad) : at::Tensor()};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef stride,
+    at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, std::array<bool, 3> output_mask) {
+  const Conv2dGeometry g = checks::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups);
+  const auto dtype = input.scalar_type();
+  if (!is_covered(dtype))
+    return fallback::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups, output_mask);
+  auto [by_input, by_weight, by_bias] =
+      dtype == at::kDouble
+          ? backward<double>(g, grad_output, input, weight, output_mask)
+          : backward<float>(g, to_compute(grad_output), to_compute(input), to_compute(weight), output_mask);
+  // The gradients take the formats that torch's take: channels_last where input or weight is.
+  const bool nhwc = input.suggest_memory_format() == kNhwc || weight.suggest_memory_format() == kNhwc;
+  const auto format = nhwc ? kNhwc : at::MemoryFormat::Contiguous;
+  const at::Tensor none = at::empty({0}, input.options());
+  return {output_mask[0] ? by_input.to(dtype).contiguous(format) : none,
+          output_mask[1] ? by_weight.to(dtype).contiguous(format) : none, output_mask[2] ? by_bias.to(dtype) : none};
+}
+
+}  // namespace
+}  // namespace fastcnn::cpu
+
+TORCH_LIBRARY_IMPL(fastcnn, CPU, m) {
+  m.impl("conv2d", fastcnn::cpu::conv2d_cpu);
+  m.impl("conv2d_backward", fastcnn::cpu::conv2d_backward_cpu);
+}

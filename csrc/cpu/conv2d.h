@@ -1,0 +1,83 @@
+// The CPU side of conv2d: one file an algorithm. Each takes validated geometry and tensors of one dtype (float or
+// double), NHWC where it says so.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "../common/geometry.h"
+#include "capability.h"
+
+namespace fastcnn::cpu {
+
+// An image batch [batch, height, width, depth] with any strides, in elements.
+template <typename T>
+struct ImageView {
+  const T* data;
+  int64_t batch, height, width, depth;
+  int64_t stride_n, stride_h, stride_w, stride_c;
+};
+
+// A tap reads the element that lies (h, w) after a window's origin; its weights start `weight_offset` after the first.
+struct Tap {
+  int64_t h, w;
+  int64_t weight_offset;
+};
+
+// Windows over an image: (i, j) of rows x cols has its origin at (i * step_h, j * step_w), and taps may leave the image
+// on every side, where they read zeros. Taps are sorted by h, then w.
+struct WindowGrid {
+  int64_t rows, cols;
+  int64_t step_h, step_w;
+  std::vector<Tap> taps;
+
+  int64_t min_h() const, max_h() const, min_w() const, max_w() const;
+};
+
+// One convolution as a gather: output(n, i, j, lane) = activation(bias[lane] + sum over taps t, depth d of
+// image(n, i * step_h + t.h, j * step_w + t.w, d) * weight[t.weight_offset + d * depth_stride + lane * lane_stride]).
+template <typename T>
+struct GatherConv {
+  ImageView<T> image;
+  WindowGrid grid;
+  const T* weight;
+  int64_t depth_stride, lane_stride;
+  int64_t lanes;
+  const T* bias;  // [lanes] or null
+  bool relu;
+  T* output;
+  int64_t out_stride_n, out_stride_h, out_stride_w;  // lanes are neighbours
+};
+
+template <typename T>
+ImageView<T> image_view(const at::Tensor& nchw);
+
+// Runs the problems one after the other, each one over all threads.
+template <typename T>
+void conv2d_direct(const std::vector<GatherConv<T>>& problems);
+
+// Elements of T that rows [i0, i1) of one image's windows need, and the copy of them, with zeros outside the image.
+int64_t window_rows_size(const WindowGrid& grid, int64_t rows, int64_t depth);
+template <typename T>
+void copy_window_rows(const ImageView<T>& image, const WindowGrid& grid, int64_t n, int64_t i0, int64_t i1, T* dst);
+
+// grad_output is NHWC; the results are channels_last.
+template <typename T>
+void conv2d_grad_weight_direct(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& input,
+                               at::Tensor& grad_weight);
+template <typename T>
+at::Tensor channel_sums(const at::Tensor& values_nhwc);
+
+// All tensors NHWC, weights [kernel_h, kernel_w, channels].
+template <typename T>
+void depthwise_forward(const Conv2dGeometry& g, const at::Tensor& input, const at::Tensor& weight, const T* bias,
+                       bool relu, at::Tensor& output);
+template <typename T>
+void depthwise_grad_input(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& weight,
+                          at::Tensor& grad_input);
+template <typename T>
+void depthwise_grad_weight(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& input,
+                           at::Tensor& grad_weight);
+
+}  // namespace fastcnn::cpu

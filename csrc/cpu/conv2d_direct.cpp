@@ -1,0 +1,206 @@
+// Driver of the direct kernel: packs the weights, cuts the output into chunks whose input stays in cache, and hands
+// chunk by block of lanes to the threads. A chunk's shape never changes a result: each output is one reduction.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+
+#include "conv2d.h"
+
+namespace fastcnn::cpu {
+namespace {
+
+// Input bytes of a chunk: half of a 1 MB second-level cache (EPYC 9004), the other half holds a block of weights.
+constexpr int64_t kChunkBytes = 512 * 1024;
+// Terms of one chain of additions: longer sums are split, as rounding errors grow with the chain.
+constexpr int64_t kChainTerms = 512;
+
+// The reduction as runs of neighbouring elements, for rows `row_stride` and columns `depth`-or-more apart.
+std::vector<Conv2dSegment> make_segments(const WindowGrid& grid, int64_t depth, int64_t row_stride, int64_t col_stride,
+                                         int64_t origin) {
+  std::vector<Conv2dSegment> runs;
+  for (const Tap& t : grid.taps) {
+    const int64_t offset = t.h * row_stride + t.w * col_stride - origin;
+    if (!runs.empty() && runs.back().offset + runs.back().length == offset) {
+      runs.back().length += static_cast<int32_t>(depth);
+    } else {
+      runs.push_back({offset, static_cast<int32_t>(depth), 0});
+    }
+  }
+  std::vector<Conv2dSegment> segments;
+  int64_t chain = 0;
+  for (const Conv2dSegment& run : runs)
+    for (int64_t done = 0; done < run.length;) {
+      const int64_t length = std::min<int64_t>(run.length - done, kChainTerms - chain);
+      chain = (chain + length) % kChainTerms;
+      segments.push_back({run.offset + done, static_cast<int32_t>(length), chain == 0});
+      done += length;
+    }
+  if (!segments.empty()) segments.back().flush = 0;
+  return segments;
+}
+
+// Lanes in blocks of nearly equal numbers of registers.
+struct LaneBlocks {
+  int width;
+  int64_t vectors, count;
+
+  LaneBlocks(int64_t lanes, int width, int max_vectors)
+      : width(width), vectors(ceil_div(lanes, width)), count(ceil_div(vectors, max_vectors)) {}
+  int64_t first_vector(int64_t block) const { return vectors * block / count; }
+};
+
+template <typename T>
+at::Tensor pack_weights(const GatherConv<T>& p, const LaneBlocks& blocks, const at::TensorOptions& options) {
+  const auto& kernel = kernels().of<T>();
+  const int64_t reduction = static_cast<int64_t>(p.grid.taps.size()) * p.image.depth;
+  at::Tensor packed = at::empty({std::max<int64_t>(1, blocks.vectors * blocks.width * reduction)}, options);
+  T* data = packed.mutable_data_ptr<T>();
+  std::vector<int64_t> tap_offsets;
+  for (const Tap& t : p.grid.taps) tap_offsets.push_back(t.weight_offset);
+  at::parallel_for(0, blocks.count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t lane = blocks.first_vector(b) * blocks.width;
+      const int64_t padded = blocks.first_vector(b + 1) * blocks.width - lane;
+      kernel.conv2d_pack({p.weight + lane * p.lane_stride, p.lane_stride, p.depth_stride, p.image.depth,
+                          tap_offsets.data(), static_cast<int64_t>(tap_offsets.size()),
+                          std::min(padded, p.lanes - lane), padded, data + lane * reduction});
+    }
+  });
+  return packed;
+}
+
+// How the output rows are cut: either several whole images a chunk, or some rows of one image.
+struct Chunks {
+  int64_t images, rows;  // in a chunk
+  int64_t per_image;     // chunks in an image, where rows < all
+  int64_t count;
+
+  template <typename T>
+  static Chunks plan(const GatherConv<T>& p, int64_t threads) {
+    const int64_t image_bytes = window_rows_size(p.grid, p.grid.rows, p.image.depth) * static_cast<int64_t>(sizeof(T));
+    const int64_t wanted = std::max<int64_t>(1, threads * 2);
+    Chunks c{};
+    c.images = std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(1, image_bytes), 1,
+                                   std::max<int64_t>(1, p.image.batch / wanted));
+    c.rows = p.grid.rows;
+    if (c.images == 1) {
+      int64_t pieces = std::max(ceil_div(image_bytes, kChunkBytes), ceil_div(wanted, p.image.batch));
+      // A chunk shorter than its halo would copy more than it computes.
+      pieces = std::min(pieces, std::max<int64_t>(1, p.grid.rows * p.grid.cols / 64));
+      c.rows = ceil_div(p.grid.rows, std::clamp<int64_t>(pieces, 1, p.grid.rows));
+    }
+    c.per_image = ceil_div(p.grid.rows, c.rows);
+    c.count = c.images > 1 ? ceil_div(p.image.batch, c.images) : p.image.batch * c.per_image;
+    return c;
+  }
+};
+
+template <typename T>
+class DirectRun {
+ public:
+  DirectRun(const GatherConv<T>& p, const at::TensorOptions& options)
+      : p_(p),
+        kernel_(kernels().of<T>()),
+        blocks_(p.lanes, kernel_.width, kernel_.max_vectors),
+        packed_(pack_weights(p, blocks_, options)) {
+    const WindowGrid& g = p.grid;
+    const bool inside = g.min_h() >= 0 && g.min_w() >= 0 && (g.rows - 1) * g.step_h + g.max_h() < p.image.height &&
+                        (g.cols - 1) * g.step_w + g.max_w() < p.image.width;
+    copies_ = !inside || (p.image.stride_c != 1 && p.image.depth > 1);
+    if (copies_) {
+      col_stride_ = p.image.depth;
+      row_stride_ = col_stride_ * ((g.cols - 1) * g.step_w + g.max_w() - g.min_w() + 1);
+      segments_ = make_segments(g, p.image.depth, row_stride_, col_stride_, g.min_h() * row_stride_ + g.min_w() * col_stride_);
+    } else {
+      col_stride_ = p.image.stride_w;
+      row_stride_ = p.image.stride_h;
+      segments_ = make_segments(g, p.image.depth, row_stride_, col_stride_, 0);
+    }
+  }
+
+  void run(const at::TensorOptions& options) {
+    const int64_t threads = at::get_num_threads();
+    const Chunks chunks = Chunks::plan(p_, threads);
+    // Few chunks: the threads share a chunk's lanes, each one with an input copy of its own.
+    const int64_t lane_parts = std::clamp<int64_t>(ceil_div(threads, chunks.count), 1, blocks_.count);
+    const int64_t scratch_size =
+        copies_ ? chunks.images * window_rows_size(p_.grid, chunks.rows, p_.image.depth) : 0;
+    at::Tensor scratch = at::empty({threads, scratch_size}, options);
+    T* scratch_data = scratch_size > 0 ? scratch.mutable_data_ptr<T>() : nullptr;
+    at::parallel_for(0, chunks.count * lane_parts, 1, [&](int64_t begin, int64_t end) {
+      T* buffer = scratch_data + at::get_thread_num() * scratch_size;
+      std::vector<int64_t> in_offsets, out_offsets;
+      for (int64_t task = begin; task < end; ++task) {
+        const T* input = prepare(chunks, task / lane_parts, buffer, in_offsets, out_offsets);
+        const int64_t part = task % lane_parts;
+        multiply(input, in_offsets, out_offsets, blocks_.count * part / lane_parts,
+                 blocks_.count * (part + 1) / lane_parts);
+      }
+    });
+  }
+
+ private:
+  // Copies a chunk's input where it has to be, and lists where each pixel's window and output begin.
+  const T* prepare(const Chunks& chunks, int64_t chunk, T* buffer, std::vector<int64_t>& in_offsets,
+                   std::vector<int64_t>& out_offsets) const {
+    const WindowGrid& g = p_.grid;
+    const int64_t n0 = chunks.images > 1 ? chunk * chunks.images : chunk / chunks.per_image;
+    const int64_t n1 = std::min(n0 + chunks.images, p_.image.batch);
+    const int64_t i0 = chunks.images > 1 ? 0 : chunk % chunks.per_image * chunks.rows;
+    const int64_t i1 = std::min(i0 + chunks.rows, g.rows);
+    in_offsets.clear();
+    out_offsets.clear();
+    const int64_t image_size = window_rows_size(g, i1 - i0, p_.image.depth);
+    for (int64_t n = n0; n < n1; ++n) {
+      if (copies_) copy_window_rows(p_.image, g, n, i0, i1, buffer + (n - n0) * image_size);
+      for (int64_t i = i0; i < i1; ++i) {
+        const int64_t in_row = copies_ ? (n - n0) * image_size + (i - i0) * g.step_h * row_stride_
+                                       : n * p_.image.stride_n + i * g.step_h * row_stride_;
+        const int64_t out_row = n * p_.out_stride_n + i * p_.out_stride_h;
+        for (int64_t j = 0; j < g.cols; ++j) {
+          in_offsets.push_back(in_row + j * g.step_w * col_stride_);
+          out_offsets.push_back(out_row + j * p_.out_stride_w);
+        }
+      }
+    }
+    return copies_ ? buffer : p_.image.data;
+  }
+
+  void multiply(const T* input, const std::vector<int64_t>& in_offsets, const std::vector<int64_t>& out_offsets,
+                int64_t first_block, int64_t last_block) const {
+    const int64_t reduction = static_cast<int64_t>(p_.grid.taps.size()) * p_.image.depth;
+    const T* packed = packed_.template const_data_ptr<T>();
+    for (int64_t b = first_block; b < last_block; ++b) {
+      const int64_t vector = blocks_.first_vector(b), lane = vector * blocks_.width;
+      const int vectors = static_cast<int>(blocks_.first_vector(b + 1) - vector);
+      kernel_.conv2d_direct({input, in_offsets.data(), p_.output + lane, out_offsets.data(),
+                             static_cast<int64_t>(in_offsets.size()), segments_.data(),
+                             static_cast<int64_t>(segments_.size()), packed + lane * reduction,
+                             p_.bias != nullptr ? p_.bias + lane : nullptr, vectors,
+                             std::min<int64_t>(p_.lanes - lane, vectors * blocks_.width), p_.relu});
+    }
+  }
+
+  const GatherConv<T>& p_;
+  const KernelSet<T>& kernel_;
+  LaneBlocks blocks_;
+  at::Tensor packed_;
+  std::vector<Conv2dSegment> segments_;
+  bool copies_;
+  int64_t row_stride_, col_stride_;
+};
+
+}  // namespace
+
+template <typename T>
+void conv2d_direct(const std::vector<GatherConv<T>>& problems) {
+  const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
+  for (const GatherConv<T>& p : problems)
+    if (p.image.batch > 0 && p.grid.rows > 0 && p.grid.cols > 0) DirectRun<T>(p, options).run(options);
+}
+
+template void conv2d_direct<float>(const std::vector<GatherConv<float>>&);
+template void conv2d_direct<double>(const std::vector<GatherConv<double>>&);
+
+}  // namespace fastcnn::cpu

@@ -1,0 +1,99 @@
+// Arguments of the convolution kernels: plain pointers and sizes. Strides and offsets are in elements.
+#pragma once
+#include <cstdint>
+
+namespace fastcnn::cpu {
+
+// A run of the reduction: `length` neighbouring elements that start `offset` elements after a pixel's window.
+// `flush` ends a partial sum, so that no chain of additions grows longer than some hundred terms.
+struct Conv2dSegment {
+  int64_t offset;
+  int32_t length;
+  int32_t flush;
+};
+
+// out[p][k] = activation(bias[k] + sum over segments s, i of input[input_offsets[p] + s.offset + i] * weight[r][k])
+// where r counts the reduction through all segments. Serves the forward pass and the gradient of the input.
+template <typename T>
+struct Conv2dDirectArgs {
+  const T* input;
+  const int64_t* input_offsets;   // [pixels]
+  T* output;
+  const int64_t* output_offsets;  // [pixels]
+  int64_t pixels;
+  const Conv2dSegment* segments;  // [num_segments]
+  int64_t num_segments;
+  const T* weight;                // [reduction, vectors * width], padded with zeros
+  const T* bias;                  // [channels] or null
+  int vectors;                    // registers of output channels, 1 to the table's conv2d_max_vectors
+  int64_t channels;               // output channels in this block, at most vectors * width
+  bool relu;
+};
+
+// Packs one block of output lanes: packed[r][lane] = weight[lane * lane_stride + r's place], zeros beyond `lanes`.
+// The reduction runs over taps, and within a tap over `depth` elements `depth_stride` apart.
+template <typename T>
+struct Conv2dPackArgs {
+  const T* weight;
+  int64_t lane_stride;
+  int64_t depth_stride;
+  int64_t depth;
+  const int64_t* tap_offsets;  // [num_taps]
+  int64_t num_taps;
+  int64_t lanes;
+  int64_t padded_lanes;
+  T* packed;                   // [num_taps * depth, padded_lanes]
+};
+
+// grad_weight[k][lane] += sum over pixels p of grad_output[p][k] * input[input_offsets[p] + lane]
+template <typename T>
+struct Conv2dGradWeightArgs {
+  const T* grad_panel;           // [pixels, rows]: `rows` output channels, padded with zeros
+  const T* input;
+  const int64_t* input_offsets;  // [pixels]
+  int64_t pixels;
+  T* grad_weight;                // [valid_rows, row_stride]
+  int64_t row_stride;
+  int rows;                      // a panel's output channels: 4, 6, 8 or 10
+  int valid_rows;
+  int vectors;
+  int64_t lanes;                 // valid lanes, at most vectors * width
+};
+
+// sums[c] = sum over rows of values[row * row_stride + c]
+template <typename T>
+struct SumRowsArgs {
+  const T* values;
+  int64_t rows;
+  int64_t row_stride;
+  int64_t channels;
+  double* sums;  // [channels]
+};
+
+// Depthwise convolution, one input channel an output channel; NHWC on both sides.
+// Forward, for the output rows [row_begin, row_end) of the flattened [n * out_h].
+// Gradient of the input, likewise for input rows: then `input` is the output's gradient.
+template <typename T>
+struct Conv2dDepthwiseArgs {
+  const T* input;        // [n, in_h, in_w, channels]
+  const T* weight;       // [kernel_h * kernel_w, channels]
+  const T* bias;         // [channels] or null
+  T* output;             // [n, out_h, out_w, channels]
+  int64_t channels, in_h, in_w, out_h, out_w;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t row_begin, row_end;
+  bool relu;
+};
+
+// Gradient of a depthwise weight for the channels [channel_begin, channel_end), over the whole batch.
+template <typename T>
+struct Conv2dDepthwiseGradWeightArgs {
+  const T* input;        // [n, in_h, in_w, channels]
+  const T* grad_output;  // [n, out_h, out_w, channels]
+  T* grad_weight;        // [kernel_h * kernel_w, channels]
+  int64_t batch, channels, in_h, in_w, out_h, out_w;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t channel_begin, channel_end;
+};
+
+}  // namespace fastcnn::cpu

@@ -1,0 +1,103 @@
+// Gradient of the weight: lanes are (kernel column, input channel), neighbours in NHWC, and broadcasts are output
+// channels, so the result comes out in the order of channels_last weights. Included once per instruction set.
+
+namespace fastcnn::cpu::FASTCNN_ISA {
+namespace {
+
+template <typename T, int Rows, int Vectors>
+void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<T>& a) {
+  using V = Vec<T>;
+  using Reg = typename V::Reg;
+  constexpr int kWidth = V::kWidth;
+
+  // 1. Sum over the pixels in registers.
+  Reg acc[Rows][Vectors];
+#pragma GCC unroll 16
+  for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) acc[m][v] = V::zero();
+  const T* grad = a.grad_panel;
+  for (int64_t p = 0; p < a.pixels; ++p) {
+    const T* in = a.input + a.input_offsets[p];
+    Reg x[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) x[v] = V::load(in + v * kWidth);
+#pragma GCC unroll 16
+    for (int m = 0; m < Rows; ++m) {
+      const Reg g = V::broadcast(grad[m]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) acc[m][v] = V::fmadd(g, x[v], acc[m][v]);
+    }
+    grad += Rows;
+  }
+
+  // 2. Add onto the gradient.
+  const int last = static_cast<int>(a.lanes - (Vectors - 1) * kWidth);
+#pragma GCC unroll 16
+  for (int m = 0; m < Rows; ++m) {
+    if (m >= a.valid_rows) break;
+    T* out = a.grad_weight + m * a.row_stride;
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      if (v < Vectors - 1 || last == kWidth) {
+        V::store(out + v * kWidth, V::add(V::load(out + v * kWidth), acc[m][v]));
+      } else {
+        V::store_first(out + v * kWidth, V::add(V::load_first(out + v * kWidth, last), acc[m][v]), last);
+      }
+    }
+  }
+}
+
+template <typename T, int Rows, int Vectors>
+void conv2d_grad_weight_vectors(const Conv2dGradWeightArgs<T>& a) {
+  if (a.vectors == Vectors) {
+    conv2d_grad_weight_tile<T, Rows, Vectors>(a);
+  } else if constexpr (Vectors > 1) {
+    conv2d_grad_weight_vectors<T, Rows, Vectors - 1>(a);
+  }
+}
+
+// The widest panel that keeps Rows * Vectors accumulators within the registers is rows_for(Vectors).
+template <int Rows>
+constexpr int max_vectors_for() {
+  int vectors = kMaxVectors;
+  while (vectors > 1 && rows_for(vectors) < Rows) --vectors;
+  return vectors;
+}
+
+template <typename T>
+void conv2d_grad_weight(const Conv2dGradWeightArgs<T>& a) {
+  switch (a.rows) {
+    case 4: return conv2d_grad_weight_vectors<T, 4, max_vectors_for<4>()>(a);
+    case 5: return conv2d_grad_weight_vectors<T, 5, max_vectors_for<5>()>(a);
+    case 6: return conv2d_grad_weight_vectors<T, 6, max_vectors_for<6>()>(a);
+    case 8: return conv2d_grad_weight_vectors<T, 8, max_vectors_for<8>()>(a);
+    case 10: return conv2d_grad_weight_vectors<T, 10, max_vectors_for<10>()>(a);
+  }
+}
+
+template <typename T>
+void sum_rows(const SumRowsArgs<T>& a) {
+  using V = Vec<T>;
+  constexpr int64_t kRunRows = 64;  // rows summed in T before they join the double sum
+  for (int64_t c = 0; c < a.channels; ++c) a.sums[c] = 0;
+  for (int64_t row = 0; row < a.rows; row += kRunRows) {
+    const int64_t end = row + kRunRows < a.rows ? row + kRunRows : a.rows;
+    for (int64_t c = 0; c < a.channels; c += V::kWidth) {
+      const int n = static_cast<int>(a.channels - c < V::kWidth ? a.channels - c : V::kWidth);
+      typename V::Reg sum = V::zero();
+      const T* p = a.values + row * a.row_stride + c;
+      if (n == V::kWidth) {
+        for (int64_t r = row; r < end; ++r, p += a.row_stride) sum = V::add(sum, V::load(p));
+      } else {
+        for (int64_t r = row; r < end; ++r, p += a.row_stride) sum = V::add(sum, V::load_first(p, n));
+      }
+      T lanes[V::kWidth];
+      V::store(lanes, sum);
+      for (int i = 0; i < n; ++i) a.sums[c + i] += static_cast<double>(lanes[i]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastcnn::cpu::FASTCNN_ISA

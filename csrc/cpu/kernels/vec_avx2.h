@@ -1,0 +1,113 @@
+// Whole-register operations for AVX2 with FMA: the interface of vec_avx512.h for 16 registers of 32 bytes.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace fastcnn::cpu::avx2 {
+namespace {
+
+// Register budget of the tiles: 16 registers; 6 x 2 takes 12 accumulators, 2 weights and 1 broadcast.
+constexpr int kMaxVectors = 2;
+constexpr int rows_for(int vectors) { return vectors == 2 ? 6 : 8; }
+
+// kLaneMasks + 8 - n starts a mask whose first n lanes are set.
+alignas(32) constexpr int32_t kLaneMasks[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+alignas(32) constexpr int64_t kLaneMasks64[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
+
+template <typename T>
+struct Vec;
+
+template <>
+struct Vec<float> {
+  using Reg = __m256;
+  using Mask = __m256;
+  static constexpr int kWidth = 8;
+
+  static __m256i first(int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLaneMasks + 8 - n)); }
+  static Reg zero() { return _mm256_setzero_ps(); }
+  static Reg broadcast(float x) { return _mm256_set1_ps(x); }
+  static Reg load(const float* p) { return _mm256_loadu_ps(p); }
+  static Reg load_first(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
+  static void store(float* p, Reg a) { _mm256_storeu_ps(p, a); }
+  static void store_first(float* p, Reg a, int n) { _mm256_maskstore_ps(p, first(n), a); }
+  static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
+  static Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
+  static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
+  static Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
+  static Reg fmadd(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  static Reg relu(Reg a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }
+  static Mask greater(Reg a, Reg b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+  static Mask greater_or_nan(Reg a, Reg b) {
+    return _mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  }
+  static Mask equal(Reg a, Reg b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+  static Reg select(Mask m, Reg if_true, Reg if_false) { return _mm256_blendv_ps(if_false, if_true, m); }
+  static uint32_t bits(Mask m) { return static_cast<uint32_t>(_mm256_movemask_ps(m)); }
+  static Mask from_bits(uint32_t b) {
+    const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(b)), lanes);
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lanes));
+  }
+  static void store_u8(uint8_t* p, Reg a, int n) {
+    alignas(32) int32_t lanes[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_cvttps_epi32(a));
+    for (int i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(lanes[i]);
+  }
+  static void store_i32(int32_t* p, Reg a, int n) { _mm256_maskstore_epi32(p, first(n), _mm256_cvttps_epi32(a)); }
+  static Reg load_u8(const uint8_t* p, int n) {
+    alignas(32) int32_t lanes[8] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = p[i];
+    return _mm256_cvtepi32_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(lanes)));
+  }
+  static Reg load_i32(const int32_t* p, int n) { return _mm256_cvtepi32_ps(_mm256_maskload_epi32(p, first(n))); }
+};
+
+template <>
+struct Vec<double> {
+  using Reg = __m256d;
+  using Mask = __m256d;
+  static constexpr int kWidth = 4;
+
+  static __m256i first(int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLaneMasks64 + 4 - n)); }
+  static __m128i first32(int n) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(kLaneMasks + 8 - n)); }
+  static Reg zero() { return _mm256_setzero_pd(); }
+  static Reg broadcast(double x) { return _mm256_set1_pd(x); }
+  static Reg load(const double* p) { return _mm256_loadu_pd(p); }
+  static Reg load_first(const double* p, int n) { return _mm256_maskload_pd(p, first(n)); }
+  static void store(double* p, Reg a) { _mm256_storeu_pd(p, a); }
+  static void store_first(double* p, Reg a, int n) { _mm256_maskstore_pd(p, first(n), a); }
+  static Reg add(Reg a, Reg b) { return _mm256_add_pd(a, b); }
+  static Reg sub(Reg a, Reg b) { return _mm256_sub_pd(a, b); }
+  static Reg mul(Reg a, Reg b) { return _mm256_mul_pd(a, b); }
+  static Reg div(Reg a, Reg b) { return _mm256_div_pd(a, b); }
+  static Reg fmadd(Reg a, Reg b, Reg c) { return _mm256_fmadd_pd(a, b, c); }
+  static Reg relu(Reg a) { return _mm256_max_pd(_mm256_setzero_pd(), a); }
+  static Mask greater(Reg a, Reg b) { return _mm256_cmp_pd(a, b, _CMP_GT_OQ); }
+  static Mask greater_or_nan(Reg a, Reg b) {
+    return _mm256_or_pd(_mm256_cmp_pd(a, b, _CMP_GT_OQ), _mm256_cmp_pd(a, a, _CMP_UNORD_Q));
+  }
+  static Mask equal(Reg a, Reg b) { return _mm256_cmp_pd(a, b, _CMP_EQ_OQ); }
+  static Reg select(Mask m, Reg if_true, Reg if_false) { return _mm256_blendv_pd(if_false, if_true, m); }
+  static uint32_t bits(Mask m) { return static_cast<uint32_t>(_mm256_movemask_pd(m)); }
+  static Mask from_bits(uint32_t b) {
+    const __m256i lanes = _mm256_setr_epi64x(1, 2, 4, 8);
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi64x(static_cast<long long>(b)), lanes);
+    return _mm256_castsi256_pd(_mm256_cmpeq_epi64(set, lanes));
+  }
+  static void store_u8(uint8_t* p, Reg a, int n) {
+    alignas(16) int32_t lanes[4];
+    _mm_store_si128(reinterpret_cast<__m128i*>(lanes), _mm256_cvttpd_epi32(a));
+    for (int i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(lanes[i]);
+  }
+  static void store_i32(int32_t* p, Reg a, int n) { _mm_maskstore_epi32(p, first32(n), _mm256_cvttpd_epi32(a)); }
+  static Reg load_u8(const uint8_t* p, int n) {
+    alignas(16) int32_t lanes[4] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = p[i];
+    return _mm256_cvtepi32_pd(_mm_load_si128(reinterpret_cast<const __m128i*>(lanes)));
+  }
+  static Reg load_i32(const int32_t* p, int n) { return _mm256_cvtepi32_pd(_mm_maskload_epi32(p, first32(n))); }
+};
+
+}  // namespace
+}  // namespace fastcnn::cpu::avx2

@@ -1,0 +1,101 @@
+// Whole-register operations for AVX-512 (F, BW, DQ, VL). One struct an element type; every kernel is written against
+// this interface, which vec_avx2.h and vec_baseline.h repeat for their registers.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace fastcnn::cpu::avx512 {
+namespace {
+
+// Register budget of the tiles: 32 registers, of which at most 30 are in use (see conv2d_direct.h).
+constexpr int kMaxVectors = 4;
+constexpr int rows_for(int vectors) {
+  return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 8 : 10;
+}
+
+template <typename T>
+struct Vec;
+
+template <>
+struct Vec<float> {
+  using Reg = __m512;
+  using Mask = __mmask16;
+  static constexpr int kWidth = 16;
+
+  static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+  static Reg zero() { return _mm512_setzero_ps(); }
+  static Reg broadcast(float x) { return _mm512_set1_ps(x); }
+  static Reg load(const float* p) { return _mm512_loadu_ps(p); }
+  static Reg load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  static void store(float* p, Reg a) { _mm512_storeu_ps(p, a); }
+  static void store_first(float* p, Reg a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
+  static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  static Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
+  static Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
+  static Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
+  static Reg fmadd(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  // max(x, 0) that keeps NaN: the instruction returns its second operand where either one is NaN.
+  static Reg relu(Reg a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
+  static Mask greater(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  static Mask greater_or_nan(Reg a, Reg b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) | _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+  }
+  static Mask equal(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+  static Reg select(Mask m, Reg if_true, Reg if_false) { return _mm512_mask_blend_ps(m, if_false, if_true); }
+  static uint32_t bits(Mask m) { return m; }
+  static Mask from_bits(uint32_t b) { return static_cast<Mask>(b); }
+  // Small non-negative integers held in lanes as numbers of T: exact below 2^24.
+  static void store_u8(uint8_t* p, Reg a, int n) {
+    _mm512_mask_cvtepi32_storeu_epi8(p, first(n), _mm512_cvttps_epi32(a));
+  }
+  static void store_i32(int32_t* p, Reg a, int n) { _mm512_mask_storeu_epi32(p, first(n), _mm512_cvttps_epi32(a)); }
+  static Reg load_u8(const uint8_t* p, int n) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
+  }
+  static Reg load_i32(const int32_t* p, int n) {
+    return _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(first(n), p));
+  }
+};
+
+template <>
+struct Vec<double> {
+  using Reg = __m512d;
+  using Mask = __mmask8;
+  static constexpr int kWidth = 8;
+
+  static __mmask8 first(int n) { return static_cast<__mmask8>((1u << n) - 1u); }
+  static Reg zero() { return _mm512_setzero_pd(); }
+  static Reg broadcast(double x) { return _mm512_set1_pd(x); }
+  static Reg load(const double* p) { return _mm512_loadu_pd(p); }
+  static Reg load_first(const double* p, int n) { return _mm512_maskz_loadu_pd(first(n), p); }
+  static void store(double* p, Reg a) { _mm512_storeu_pd(p, a); }
+  static void store_first(double* p, Reg a, int n) { _mm512_mask_storeu_pd(p, first(n), a); }
+  static Reg add(Reg a, Reg b) { return _mm512_add_pd(a, b); }
+  static Reg sub(Reg a, Reg b) { return _mm512_sub_pd(a, b); }
+  static Reg mul(Reg a, Reg b) { return _mm512_mul_pd(a, b); }
+  static Reg div(Reg a, Reg b) { return _mm512_div_pd(a, b); }
+  static Reg fmadd(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
+  static Reg relu(Reg a) { return _mm512_max_pd(_mm512_setzero_pd(), a); }
+  static Mask greater(Reg a, Reg b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
+  static Mask greater_or_nan(Reg a, Reg b) {
+    return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ) | _mm512_cmp_pd_mask(a, a, _CMP_UNORD_Q);
+  }
+  static Mask equal(Reg a, Reg b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
+  static Reg select(Mask m, Reg if_true, Reg if_false) { return _mm512_mask_blend_pd(m, if_false, if_true); }
+  static uint32_t bits(Mask m) { return m; }
+  static Mask from_bits(uint32_t b) { return static_cast<Mask>(b); }
+  static void store_u8(uint8_t* p, Reg a, int n) {
+    _mm256_mask_cvtepi32_storeu_epi8(p, first(n), _mm512_cvttpd_epi32(a));
+  }
+  static void store_i32(int32_t* p, Reg a, int n) { _mm256_mask_storeu_epi32(p, first(n), _mm512_cvttpd_epi32(a)); }
+  static Reg load_u8(const uint8_t* p, int n) {
+    return _mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
+  }
+  static Reg load_i32(const int32_t* p, int n) {
+    return _mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(first(n), p));
+  }
+};
+
+}  // namespace
+}  // namespace fastcnn::cpu::avx512
