@@ -57,6 +57,7 @@ class ImageBatches:
         shard: tuple[int, int] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
+        """Check the sizes; the class says what the arguments are. Nothing is resized yet."""
         if images.dim() != 4 or images.dtype != torch.uint8:
             raise ValueError(f"expected uint8 images [N, C, H, W], but got {images.dtype} {list(images.shape)}")
         if labels.dim() != 1 or len(labels) != len(images) or len(images) == 0:
@@ -79,7 +80,14 @@ class ImageBatches:
         """Images in the whole data set, over all processes."""
         return len(self.images)
 
+    @property
+    def shard_size(self) -> int:
+        """Images that this process draws in an iteration."""
+        extra = self.world_size - 1 if self.shuffle else self.world_size - 1 - self.rank
+        return (self.num_examples + extra) // self.world_size
+
     def __len__(self) -> int:
+        """Batches in an iteration, before they are shared out."""
         return -(-self.num_examples // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
@@ -87,6 +95,7 @@ class ImageBatches:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Draw this process's part of every batch."""
         order = self._order()
         self.epoch += 1
         for start in range(0, len(order), self.batch_size):
@@ -118,7 +127,7 @@ class ImageBatches:
         if bytes_needed > self.cache_bytes:
             return resize_images(self.images[index], self.resize)
         if self._resized is None:
-            chunks = self.images.split(CACHE_CHUNK)
+            chunks = torch.split(self.images, CACHE_CHUNK)
             self._resized = torch.cat([resize_images(chunk, self.resize) for chunk in chunks])
         return self._resized[index]
 

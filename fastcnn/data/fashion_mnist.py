@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastcnn.data.augment import augmentation
 from fastcnn.data.batches import ImageBatches
-from fastcnn.data.errors import DataError
+from fastcnn.data.errors import DataError, MissingExtraError, require
 from fastcnn.data.idx import read_idx
 
 FILES = (
@@ -87,11 +87,10 @@ def _folder_with_all(root: Path) -> Path | None:
 def _download(root: Path) -> str:
     """Let torchvision download into `root`; return why that did not work, or an empty string."""
     try:
-        from torchvision.datasets import FashionMNIST
-    except ImportError:
+        datasets = require("torchvision.datasets", "downloading", "torchvision")
+        datasets.FashionMNIST(str(root), train=True, download=True)
+    except MissingExtraError:
         return "torchvision, which could download them, is not installed"
-    try:
-        FashionMNIST(str(root), train=True, download=True)
     except (OSError, RuntimeError) as error:  # URLError and HTTPError are OSErrors
         return f"torchvision could not download them: {error}"
     return ""

@@ -13,18 +13,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def is_distributed() -> bool:
+    """Whether this process has joined a group, of one process or more."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
+    """Return this process's number; 0 writes and prints."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def started_by_torchrun() -> bool:
+    """Whether the environment tells this process which group to join."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ class EpochRecord:
 
     @property
     def examples_per_second(self) -> float:
+        """Training examples over training seconds."""
         return self.examples / self.seconds if self.seconds > 0 else math.inf
 
 
@@ -41,15 +43,22 @@ class History:
         seconds = sum(record.seconds for record in self.epochs)
         return sum(record.examples for record in self.epochs) / seconds if seconds > 0 else math.nan
 
+    @property
+    def median_examples_per_second(self) -> float:
+        """The median over epochs: what to compare, since a disturbed or first epoch does not move it."""
+        return statistics.median(record.examples_per_second for record in self.epochs) if self.epochs else math.nan
+
     def to_list(self) -> list[dict[str, Any]]:
+        """Return plain values, for checkpoints and JSON."""
         return [dataclasses.asdict(record) for record in self.epochs]
 
     @classmethod
     def from_list(cls, records: list[dict[str, Any]]) -> History:
+        """Return the history that `to_list` was called on."""
         return cls([EpochRecord(**record) for record in records])
 
     def save(self, path: Path, about: Mapping[str, Any]) -> None:
-        """Write JSON: `about` (the run's settings), the rate over all epochs, and the records; NaN becomes null."""
+        """Write JSON: the records under "epochs", the rate over all of them, and `about` the run; NaN becomes null."""
         records = [
             record | {"examples_per_second": of.examples_per_second}
             for record, of in zip(self.to_list(), self.epochs, strict=True)

@@ -58,7 +58,7 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         scores = model(images)
         batch_loss = loss(scores, labels)
-        batch_loss.backward()
+        torch.autograd.backward(batch_loss)
         optimizer.step()
         with torch.no_grad():
             correct = (scores.argmax(dim=1) == labels).sum()

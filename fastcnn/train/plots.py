@@ -31,7 +31,13 @@ def save_curves(path: Path, runs: Mapping[str, Mapping[str, History]]) -> None:
             # Runs that agree cover each other: the later ones are dashed.
             for (name, history), style in zip(histories.items(), ("-", "--", ":", "-.") * len(histories), strict=False):
                 epochs = [record.epoch for record in history.epochs]
-                axes.plot(epochs, [getattr(record, field) for record in history.epochs], style, marker=".", label=name)
+                axes.plot(
+                    epochs,
+                    [getattr(record, field) for record in history.epochs],
+                    style,
+                    marker=".",
+                    label=name,
+                )
             axes.set(title=f"{network}: {title}", xlabel="epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)

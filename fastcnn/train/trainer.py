@@ -40,6 +40,7 @@ class Trainer:
     history: History = field(default_factory=History)
 
     def __post_init__(self) -> None:
+        """Join the other processes' model, and keep the state of torch's random numbers."""
         self._wrapped = distributed.wrap(self.model, self.device)
         self._rng = _random_state(self.device)
 
@@ -60,9 +61,7 @@ class Trainer:
         self._rng = _random_state(self.device)
         distributed.share_buffers(self.model)
         accuracy = evaluate_accuracy(self.model, self.test_data, device=self.device)
-        record = EpochRecord(
-            self.epoch + 1, result.loss, result.accuracy, accuracy, result.examples, result.seconds
-        )
+        record = EpochRecord(self.epoch + 1, result.loss, result.accuracy, accuracy, result.examples, result.seconds)
         self.history.epochs.append(record)
         self.save()
         return record
@@ -96,6 +95,8 @@ class Trainer:
         saved = load_checkpoint(self.checkpoint)
         states = {kind: saved["rng"].get(kind, []) for kind in self._rng}
         for kind, state in states.items():
+            if not all(isinstance(part, Tensor) and part.dtype == torch.uint8 for part in state):
+                raise CheckpointError(f"{self.checkpoint}: damaged: its random states are no byte tensors")
             if len(state) != distributed.world_size():
                 raise CheckpointError(
                     f"{self.checkpoint}: has random states ({kind}) of {len(state)} processes, "
@@ -105,6 +106,10 @@ class Trainer:
             history = History.from_list(saved["history"])
         except TypeError as error:
             raise CheckpointError(f"{self.checkpoint}: damaged history: {error}") from error
+        if len(history.epochs) != saved["epoch"]:
+            raise CheckpointError(
+                f"{self.checkpoint}: damaged: {len(history.epochs)} records of {saved['epoch']} epochs"
+            )
         restore(self.checkpoint, saved, self.model, self.optimizer)
         self.history = history
         self._rng = {kind: state[distributed.rank()] for kind, state in states.items()}
