@@ -11,13 +11,16 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; a mistake of the user's is one line on stderr and code 2."""
+    from fastcnn.data.errors import MissingExtraError, require
+
     try:
-        from fastcnn.cli.app import app
-        from fastcnn.cli.errors import USER_ERRORS
-    except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
-            raise
-        return _fail(f"the command line needs {error.name}: pip install 'fastcnn[train]'")
+        for module in ("typer", "rich"):
+            require(module, "the command line", "'fastcnn[train]'")
+    except MissingExtraError as error:
+        return _fail(str(error))
+    from fastcnn.cli.app import app
+    from fastcnn.cli.errors import USER_ERRORS
+
     try:
         code = app(args=arguments, prog_name="fastcnn", standalone_mode=False)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`python -m fastcnn.cli`, which is how torchrun starts it: `torchrun --nproc-per-node 2 -m fastcnn.cli train lenet`."""
+"""`python -m fastcnn.cli`, and so for several processes `torchrun --nproc-per-node 2 -m fastcnn.cli train lenet`."""
 
 import sys
 

@@ -20,7 +20,7 @@ EXIT_INACCURATE = 1
 # steps, and for the sigmoids of LeNet momentum. The last epochs stay above 0.95 for every seed that was tried.
 NETWORKS = {
     "lenet_bn": {"resize": 28, "lr": 0.02, "momentum": 0.9, "batch_size": 64, "epochs": 20},
-    "resnet18": {"resize": 28, "lr": 0.05, "momentum": 0.0, "batch_size": 128, "epochs": 5},
+    "resnet18": {"resize": 28, "lr": 0.02, "momentum": 0.0, "batch_size": 64, "epochs": 4},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,12 @@ class Folder:
     """Where a run keeps its files; with two kinds of layers each one has a folder inside."""
 
     path: Path
-    layers: tuple[str, ...]
+    impl: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Return the kinds of layers that are trained."""
+        return LAYERS[self.impl]
 
     def of(self, layers: str) -> Path:
         """Return the folder of one kind of layers."""
@@ -42,7 +48,7 @@ class Folder:
 def train(network: str, given: Mapping[str, Any], impl: str, out: Path | None, resume: bool, overwrite: bool) -> int:
     """Train as the options say and return the exit code."""
     find_network(network)
-    folder = Folder(out if out is not None else Path("runs", network), LAYERS[impl])
+    folder = Folder(out if out is not None else Path("runs", network), impl)
     if resume and overwrite:
         raise UserError("--resume goes on with a run, --overwrite begins it anew: give one of them")
     settings = resolve(network, given, _saved_settings(folder) if resume else None)
@@ -79,7 +85,7 @@ def _run(settings: Settings, folder: Folder, device: torch.device, resume: bool)
         done = min(trainer.epoch for trainer in trainers.values())
         reporter.line(
             f"interrupted after {done} of {settings.epochs} epochs; to go on: "
-            f"fastcnn train {settings.network} --out {folder.path} --resume"
+            f"fastcnn train {settings.network} --impl {folder.impl} --out {shlex.quote(str(folder.path))} --resume"
         )
         raise
     if distributed.rank() == 0:

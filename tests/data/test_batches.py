@@ -1,5 +1,7 @@
 """ImageBatches: order, shares, resizing."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,10 @@ def numbered(count, size=4):
     """Images that can be told apart: image i is filled with i, and so is its label."""
     labels = torch.arange(count)
     return labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, size, size).contiguous(), labels
+
+
+def flat(lists):
+    return list(itertools.chain.from_iterable(lists))
 
 
 def drawn(batches):
@@ -36,7 +42,7 @@ def test_batches_shuffle_each_epoch_anew_and_by_seed_alone():
     first = ImageBatches(*numbered(100), 16, shuffle=True, seed=3)
     second = ImageBatches(*numbered(100), 16, shuffle=True, seed=3)
     epochs = [drawn(first), drawn(first)]
-    assert all(sorted(sum(epoch, [])) == list(range(100)) for epoch in epochs)
+    assert all(sorted(flat(epoch)) == list(range(100)) for epoch in epochs)
     assert epochs[0] != epochs[1]
     second.set_epoch(1)
     assert drawn(second) == epochs[1]
@@ -63,8 +69,8 @@ def test_batches_are_padded_to_equal_shares_for_training_only(count, world):
     for shuffle in (True, False):
         shards = [ImageBatches(*numbered(count), 4, shuffle=shuffle, shard=(rank, world)) for rank in range(world)]
         parts = [drawn(shard) for shard in shards]
-        seen = sum((sum(part, []) for part in parts), [])
-        assert [len(sum(part, [])) for part in parts] == [shard.shard_size for shard in shards]
+        seen = flat(flat(parts))
+        assert [len(flat(part)) for part in parts] == [shard.shard_size for shard in shards]
         if shuffle:
             assert len({tuple(map(len, part)) for part in parts}) == 1
             assert set(seen) == set(range(count)) and len(seen) == -(-count // world) * world

@@ -88,7 +88,7 @@ def test_digits_refuse_a_missing_file_by_name(monkeypatch, tmp_path):
 def test_augment_without_torchvision_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.delitem(sys.modules, "torchvision.transforms.v2", raising=False)
-    with pytest.raises(MissingExtraError, match="augmentation needs torchvision.*pip install torchvision"):
+    with pytest.raises(MissingExtraError, match=r"augmentation needs torchvision.*pip install torchvision"):
         load_data_digits(256, augment=True)
 
 
