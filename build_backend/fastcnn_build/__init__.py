@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import setuptools
 from setuptools import build_meta
 from setuptools.build_meta import (
     build_sdist,
@@ -31,6 +32,12 @@ __all__ = [
 ]
 
 ConfigSettings = dict[str, Any] | None
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # only without build isolation, where nobody installs what we require
+    raise SystemExit(
+        f"fastcnn: expected setuptools 77 or newer, but found {setuptools.__version__}. Without build isolation, run "
+        "first: pip install 'setuptools>=77' cmake ninja"
+    )
 
 
 def get_requires_for_build_sdist(config_settings: ConfigSettings = None) -> list[str]:

@@ -1,0 +1,49 @@
+# make demo | test | lint: each makes .venv on first use, installs into it what it needs, and is quick the second time.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+
+venv := .venv
+bin := $(venv)/bin
+torch_stamp := $(venv)/.$(subst ==,-,$(TORCH))
+# Folders too: their time changes when a file comes or goes.
+sources := pyproject.toml setup.py CMakeLists.txt $(shell find csrc fastcnn build_backend \
+	-not -path '*/__pycache__*' -not -path 'fastcnn/lib*' -not -name _build_info.json)
+cpp_sources = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(venv)/.installed-train
+	$(bin)/fastcnn demo
+
+# pytest sees the installed package, not the folder fastcnn/ here; so do the Pythons that tests start.
+test: $(venv)/.installed-test
+	PYTHONSAFEPATH=1 $(bin)/pytest $(PYTEST_ARGS)
+
+lint: $(venv)/.installed-lint
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+	$(bin)/clang-format --dry-run --Werror $(cpp_sources)
+
+clean:
+	rm -rf $(venv) build *.egg-info fastcnn/lib fastcnn/_build_info.json
+
+# The package with one of its extras, compiled against the torch in .venv.
+$(venv)/.installed-%: $(torch_stamp) $(sources)
+	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	    { echo "A C++ compiler is missing; on Debian and Ubuntu: apt install g++" >&2; exit 1; }
+	$(bin)/pip install '.[$*]'
+	@touch $@
+
+$(torch_stamp):
+	@command -v $(PYTHON) >/dev/null || \
+	    { echo "$(PYTHON) is missing; on Debian and Ubuntu: apt install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "Python 3.10 or newer is needed, but $(PYTHON) is older; choose another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(venv)
+	$(bin)/pip install '$(TORCH)'
+	@touch $@
