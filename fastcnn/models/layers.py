@@ -119,8 +119,14 @@ class _FlattenChannelsLast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        grad_input = grad_outputs[0].reshape(-1, *ctx.image_shape)
-        return grad_input.contiguous(memory_format=torch.channels_last)
+        channels, height, width = ctx.image_shape
+        # Not contiguous(memory_format=...), which vmap does not know.
+        pixels = grad_outputs[0].reshape(-1, channels, height * width).transpose(1, 2).contiguous()
+        return pixels.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+class _FlattenChannelsLastForwardMode(_FlattenChannelsLast):
+    """With forward-mode differentiation; a class of its own because torch.compile refuses functions that have it."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
@@ -135,11 +141,10 @@ class ChannelsLastFlatten(nn.Flatten):
 
     def forward(self, input: Tensor) -> Tensor:
         """Tensor[N, C, H, W] to Tensor[N, C * H * W], in the order c, h, w."""
-        # Only where the copy into NCHW order is a real one: with one channel or one pixel both orders are the same.
-        reorders = (
-            input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
-        )
-        if reorders and input.requires_grad and torch.is_grad_enabled():
-            output: Tensor = _FlattenChannelsLast.apply(input)  # type: ignore[no-untyped-call]
-            return output
-        return input.flatten(1)
+        # Only where the order changes: with one channel or one pixel both are the same.
+        reorders = input.dim() == 4 and input.stride(1) == 1 and input.shape[1] > 1 and input.shape[2:].numel() > 1
+        if not (reorders and input.requires_grad and torch.is_grad_enabled()):
+            return input.flatten(1)
+        function = _FlattenChannelsLast if torch.compiler.is_compiling() else _FlattenChannelsLastForwardMode
+        output: Tensor = function.apply(input)  # type: ignore[no-untyped-call]
+        return output

@@ -197,7 +197,9 @@ def build(name: str, **kwargs: Any) -> nn.Sequential:
         ValueError: no network has that name, or an argument is out of its range.
     """
     if name not in REGISTRY:
-        close = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.4)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        close = [known for known in REGISTRY if known.startswith(name)] or difflib.get_close_matches(
+            name, REGISTRY, n=1
+        )
+        hint = f" (did you mean {' or '.join(close)}?)" if close and name else ""
         raise ValueError(f"expected a network of {', '.join(REGISTRY)}, but got {name!r}{hint}")
     return REGISTRY[name].build(**kwargs)

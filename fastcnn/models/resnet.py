@@ -38,7 +38,8 @@ class Residual(nn.Module):
         """Tensor[N, in_channels, H, W] to Tensor[N, out_channels, H / stride, W / stride], sizes rounded up."""
         shortcut = input if self.conv3 is None else self.conv3(input)
         hidden = self.conv2(self.relu(self.bn1(self.conv1(input))))
-        output: Tensor = self.bn2(hidden, residual=shortcut) if self.fused else self.relu(self.bn2(hidden) + shortcut)
+        total = self.bn2(hidden, residual=shortcut) if self.fused else self.bn2(hidden) + shortcut
+        output: Tensor = self.relu(total)
         return output
 
 

@@ -61,7 +61,7 @@ def max_pool2d(
     Padding never wins. Of equal values the first in the window wins, row by row; a NaN wins over all before it.
 
     Args:
-        input: Tensor[N, C, H, W] or Tensor[C, H, W].
+        input: Tensor[N, C, H, W] or Tensor[C, H, W]; every window must meet a pixel of it.
 
     Returns:
         The output Tensor[..., OH, OW] and, of the same shape, the index h * W + w of the pixel it came from.
