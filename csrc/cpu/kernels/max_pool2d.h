@@ -1,0 +1,120 @@
+// Max pooling. The first maximum of a window wins, and a NaN over all before it. Forward optionally says which tap won;
+// the gradient gathers, at each input pixel, from the windows over it, so nothing is accumulated in memory.
+// Included by pool2d.h.
+
+namespace fastcnn::cpu::FASTCNN_ISA {
+namespace {
+
+template <typename T>
+inline void store_offsets(uint8_t* p, typename Vec<T>::Reg a, int lanes) {
+  Vec<T>::store_u8(p, a, lanes);
+}
+template <typename T>
+inline void store_offsets(int32_t* p, typename Vec<T>::Reg a, int lanes) {
+  Vec<T>::store_i32(p, a, lanes);
+}
+template <typename T>
+inline typename Vec<T>::Reg load_offsets(const uint8_t* p, int lanes) {
+  return Vec<T>::load_u8(p, lanes);
+}
+template <typename T>
+inline typename Vec<T>::Reg load_offsets(const int32_t* p, int lanes) {
+  return Vec<T>::load_i32(p, lanes);
+}
+
+// With kTracked the winning taps go to `offsets`.
+template <bool kTracked, typename T, typename Offset>
+void max_pool2d_rows(const MaxPool2dArgs<T>& a, Offset* offsets) {
+  using V = Vec<T>;
+  const int64_t step = a.dilation_w * a.channels;
+  for (int64_t row = a.row_begin; row < a.row_end; ++row) {
+    const PoolWindow rows = a.rows[row % a.out_h];
+    const T* image = a.input + row / a.out_h * a.in_h * a.in_w * a.channels;
+    for (int64_t ow = 0; ow < a.out_w; ++ow) {
+      const PoolWindow cols = a.cols[ow];
+      const T* window = image + (rows.begin * a.in_w + cols.begin) * a.channels;
+      const T first_tap = static_cast<T>(rows.tap * a.kernel_w + cols.tap);
+      const int64_t pixel = (row * a.out_w + ow) * a.channels;
+      over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) {
+        constexpr int kVectors = decltype(block)::kVectors;
+        typename V::Reg best[kVectors], winner[kVectors];
+        for (int v = 0; v < kVectors; ++v) {
+          best[v] = V::broadcast(-__builtin_inf());
+          winner[v] = V::broadcast(first_tap);
+        }
+        for (int64_t i = 0; i < rows.count; ++i) {
+          const T* p = window + i * a.dilation_h * a.in_w * a.channels + c;
+          typename V::Reg tap = V::broadcast(first_tap + static_cast<T>(i * a.kernel_w));
+          for (int64_t j = 0; j < cols.count; ++j, p += step) {
+            for (int v = 0; v < kVectors; ++v) {
+              const typename V::Reg x = block.load(p, v, lanes);
+              const typename V::Mask wins = V::greater_or_nan(x, best[v]);
+              best[v] = V::select(wins, x, best[v]);
+              if constexpr (kTracked) winner[v] = V::select(wins, tap, winner[v]);
+            }
+            if constexpr (kTracked) tap = V::add(tap, V::broadcast(1));
+          }
+        }
+        for (int v = 0; v < kVectors; ++v) {
+          block.store(a.output + pixel + c, best[v], v, lanes);
+          if constexpr (kTracked) store_offsets<T>(offsets + pixel + c + v * V::kWidth, winner[v], lanes);
+        }
+      });
+    }
+  }
+}
+
+template <typename T>
+void max_pool2d(const MaxPool2dArgs<T>& a) {
+  if (a.offsets8 != nullptr) {
+    max_pool2d_rows<true>(a, a.offsets8);
+  } else if (a.offsets32 != nullptr) {
+    max_pool2d_rows<true>(a, a.offsets32);
+  } else {
+    max_pool2d_rows<false>(a, a.offsets8);
+  }
+}
+
+template <typename T, typename Offset>
+void max_pool2d_backward_rows(const MaxPool2dBackwardArgs<T>& a, const Offset* offsets) {
+  using V = Vec<T>;
+  for (int64_t row = a.row_begin; row < a.row_end; ++row) {
+    const int64_t n = row / a.in_h, ih = row % a.in_h;
+    const PoolHit* row_hit = a.rows.hits + a.rows.starts[ih];
+    const PoolHit* row_hit_end = a.rows.hits + a.rows.starts[ih + 1];
+    const int64_t image = n * a.out_h * a.out_w * a.channels;
+    for (int64_t iw = 0; iw < a.in_w; ++iw) {
+      const PoolHit* col_hit = a.cols.hits + a.cols.starts[iw];
+      const PoolHit* col_hit_end = a.cols.hits + a.cols.starts[iw + 1];
+      T* grad_input = a.grad_input + (row * a.in_w + iw) * a.channels;
+      over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) {
+        constexpr int kVectors = decltype(block)::kVectors;
+        typename V::Reg sum[kVectors];
+        for (int v = 0; v < kVectors; ++v) sum[v] = V::zero();
+        for (const PoolHit* h = row_hit; h != row_hit_end; ++h)
+          for (const PoolHit* w = col_hit; w != col_hit_end; ++w) {
+            const int64_t from = image + (h->window * a.out_w + w->window) * a.channels + c;
+            const typename V::Reg tap = V::broadcast(static_cast<T>(h->tap * a.kernel_w + w->tap));
+            for (int v = 0; v < kVectors; ++v) {
+              const typename V::Mask here = V::equal(load_offsets<T>(offsets + from + v * V::kWidth, lanes), tap);
+              const typename V::Reg grad = block.load(a.grad_output + from, v, lanes);
+              sum[v] = V::add(sum[v], V::select(here, grad, V::zero()));
+            }
+          }
+        for (int v = 0; v < kVectors; ++v) block.store(grad_input + c, sum[v], v, lanes);
+      });
+    }
+  }
+}
+
+template <typename T>
+void max_pool2d_backward(const MaxPool2dBackwardArgs<T>& a) {
+  if (a.offsets8 != nullptr) {
+    max_pool2d_backward_rows(a, a.offsets8);
+  } else {
+    max_pool2d_backward_rows(a, a.offsets32);
+  }
+}
+
+}  // namespace
+}  // namespace fastcnn::cpu::FASTCNN_ISA

@@ -1,0 +1,87 @@
+// What the pooling ops share on the CPU: the windows along each axis as tables, the split of work over threads, and the
+// way from the caller's layout and dtype to dense NHWC and back.
+#pragma once
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "../common/geometry.h"
+#include "capability.h"
+#include "dtypes.h"
+
+namespace fastcnn::cpu {
+
+constexpr auto kNhwc = at::MemoryFormat::ChannelsLast;
+
+// The windows of a regular pooling along one axis. Their divisors are the taps inside the padded image, or only those
+// inside the image itself.
+std::vector<PoolWindow> pool_windows(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad,
+                                     int64_t dilation, bool count_include_pad);
+
+// Window i of `out` covers the positions floor(i in / out) to ceil((i + 1) in / out).
+std::vector<PoolWindow> adaptive_windows(int64_t in, int64_t out);
+
+// The same windows seen from the positions, in the windows' order.
+class HitTable {
+ public:
+  HitTable(const std::vector<PoolWindow>& windows, int64_t positions, int64_t dilation);
+  PoolHits view() const { return {starts_.data(), hits_.data()}; }
+
+ private:
+  std::vector<int64_t> starts_;
+  std::vector<PoolHit> hits_;
+};
+
+// Calls kernel(args) with shares of `rows`; a thread gets at least some ten microseconds of work.
+template <typename Args>
+void over_rows(const Args& args, int64_t rows, int64_t elements_per_row, void (*kernel)(const Args&)) {
+  constexpr int64_t kGrainElements = 64 * 1024;  // of the larger image
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, elements_per_row));
+  at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    Args part = args;
+    part.row_begin = begin;
+    part.row_end = end;
+    kernel(part);
+  });
+}
+
+inline at::ScalarType compute_dtype(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+
+// Calls work with a zero of the compute dtype's C++ type.
+template <typename Work>
+void with_compute_type(const at::Tensor& t, const Work& work) {
+  if (t.scalar_type() == at::kDouble) {
+    work(0.0);
+  } else {
+    work(0.0f);
+  }
+}
+
+inline at::Tensor to_nhwc(const at::Tensor& t) { return t.to(compute_dtype(t.scalar_type())).contiguous(kNhwc); }
+
+// `nhwc` itself where its strides are those of the format, otherwise a copy. (`contiguous` would leave the strides of
+// one-channel and one-pixel images, which are dense in either format.)
+inline at::Tensor in_format(const at::Tensor& nhwc, at::MemoryFormat format) {
+  return format == kNhwc ? nhwc : at::empty(nhwc.sizes(), nhwc.options(), format).copy_(nhwc);
+}
+
+// A result of the caller's dtype and format. `fill` gets a dense NHWC tensor of the compute dtype to write: the result
+// itself where its memory is that.
+template <typename Fill>
+at::Tensor filled(at::IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format, const Fill& fill) {
+  const at::Tensor result = at::empty(sizes, options, format);
+  if (result.numel() == 0) return result;
+  const auto compute = compute_dtype(result.scalar_type());
+  if (result.scalar_type() == compute && result.is_contiguous(kNhwc)) {
+    fill(result);
+    return result;
+  }
+  const at::Tensor nhwc = at::empty(sizes, options.dtype(compute), kNhwc);
+  fill(nhwc);
+  return result.copy_(nhwc);
+}
+
+}  // namespace fastcnn::cpu
