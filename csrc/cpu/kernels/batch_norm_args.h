@@ -1,5 +1,68 @@
-// Arguments of the batch norm kernels: plain pointers and sizes.
+// Arguments of the batch norm kernels: plain pointers and sizes. Tensors are rows of channels (NHWC); a kernel works on
+// a tile of `rows` x `channels`, its pointers at the tile's first element, strides in elements. A mask holds one bit an
+// element, set where the ReLU lets the gradient pass: byte channel / 8 of its row, bit channel % 8.
 #pragma once
 #include <cstdint>
 
-#define FASTCNN_BATCH_NORM_KERNELS(KERNEL)
+#define FASTCNN_BATCH_NORM_KERNELS(KERNEL)                     \
+  KERNEL(batch_norm_stats, BatchNormStatsArgs)                 \
+  KERNEL(batch_norm_apply, BatchNormApplyArgs)                 \
+  KERNEL(batch_norm_grad_sums, BatchNormGradSumsArgs)          \
+  KERNEL(batch_norm_grad_input, BatchNormGradInputArgs)
+
+namespace fastcnn::cpu {
+
+// sum[c] = sum of the tile's column c; square[c] = sum of squared distances from the column's mean.
+template <typename T>
+struct BatchNormStatsArgs {
+  const T* input;      // [rows, row_stride]
+  int64_t rows, channels, row_stride;
+  int64_t block_rows;  // rows summed in T before double takes over
+  double* sum;         // [channels]
+  double* square;      // [channels]
+};
+
+// output = relu((input - mean) * scale + shift + residual)
+template <typename T>
+struct BatchNormApplyArgs {
+  const T* input;     // [rows, row_stride]
+  const T* residual;  // as input, or null
+  const T* mean;      // [channels]
+  const T* scale;     // [channels]
+  const T* shift;     // [channels]
+  T* output;          // [rows, row_stride]
+  uint8_t* mask;      // [rows, mask_stride], or null
+  int64_t rows, channels, row_stride, mask_stride;
+  bool relu;
+};
+
+// With grad = grad_output where the mask lets it pass: sum[c] = sum of grad, product[c] = sum of grad * (input - mean).
+template <typename T>
+struct BatchNormGradSumsArgs {
+  const T* grad_output;  // [rows, row_stride]
+  const T* input;        // [rows, row_stride]
+  const uint8_t* mask;   // [rows, mask_stride], or null
+  const T* mean;         // [channels]
+  int64_t rows, channels, row_stride, mask_stride;
+  int64_t block_rows;    // rows summed in T before double takes over
+  double* sum;           // [channels]
+  double* product;       // [channels]
+};
+
+// grad_input = grad * scale + (input - mean) * slope + offset, without the last two terms where input is null;
+// grad_residual = grad.
+template <typename T>
+struct BatchNormGradInputArgs {
+  const T* grad_output;  // [rows, row_stride]
+  const T* input;        // [rows, row_stride], or null
+  const uint8_t* mask;   // [rows, mask_stride], or null
+  const T* mean;         // [channels]
+  const T* scale;        // [channels]
+  const T* slope;        // [channels]
+  const T* offset;       // [channels]
+  T* grad_input;         // [rows, row_stride]
+  T* grad_residual;      // [rows, row_stride], or null
+  int64_t rows, channels, row_stride, mask_stride;
+};
+
+}  // namespace fastcnn::cpu
