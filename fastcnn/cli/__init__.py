@@ -22,7 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fastcnn.cli.errors import USER_ERRORS
 
     try:
-        code = app(args=arguments, prog_name="fastcnn", standalone_mode=False)
+        code = app(
+            args=list(sys.argv[1:] if arguments is None else arguments) or ["--help"],
+            prog_name="fastcnn",
+            standalone_mode=False,
+        )
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except USER_ERRORS as error:
@@ -36,8 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format_message = getattr(error, "format_message", None)
         if format_message is None:
             raise
-        if not format_message():  # no command was given: typer has printed the help
-            return EXIT_USAGE
         command = getattr(getattr(error, "ctx", None), "command_path", "fastcnn")
         return _fail(f"{format_message()} (see {command} --help)")
     return code if isinstance(code, int) else 0

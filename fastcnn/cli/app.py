@@ -11,7 +11,6 @@ import typer
 app = typer.Typer(
     name="fastcnn",
     help="Fast CPU kernels for convolutional networks in PyTorch: train the textbook's networks, look at them.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -115,18 +116,23 @@ RESULT_COLUMNS = {
     "test acc": "right",
     "examples/s": "right",
     "ratio": "right",
+    "quartiles": "right",
 }
 
 
 def add_results(table: Table, network: str, pixels: int, histories: Mapping[str, History]) -> None:
     """Add a row for each of a network's runs to a table of RESULT_COLUMNS.
 
-    examples/s is the median over the epochs; the ratio is to the run with torch's layers, where there is another.
+    examples/s is the median over the epochs. The ratio, where there is another run with torch's layers, is the median
+    over the epochs of the ratio to that run's same epoch, its neighbour in time; so a busy machine, which slows both,
+    moves it less. The quartiles are those of the epochs' ratios.
     """
-    compared = len(histories) > 1 and "torch" in histories
-    reference = histories["torch"].median_examples_per_second if compared else None
+    reference = histories.get("torch") if len(histories) > 1 else None
     for layers, history in histories.items():
-        last, rate = history.epochs[-1], history.median_examples_per_second
+        last = history.epochs[-1]
+        ratios = []
+        if reference is not None and history is not reference:
+            ratios = epoch_ratios(history, reference)
         table.add_row(
             network,
             str(pixels),
@@ -134,6 +140,20 @@ def add_results(table: Table, network: str, pixels: int, histories: Mapping[str,
             f"{last.loss:.3f}",
             f"{last.train_accuracy:.3f}",
             f"{last.test_accuracy:.3f}",
-            f"{rate:.1f}",
-            f"{rate / reference:.2f}" if reference else "",
+            f"{history.median_examples_per_second:.1f}",
+            f"{statistics.median(ratios):.2f}" if ratios else "1.00" if history is reference else "",
+            _quartiles(ratios),
         )
+
+
+def epoch_ratios(history: History, reference: History) -> list[float]:
+    """Return each epoch's rate over the rate of the reference's same epoch."""
+    pairs = zip(history.epochs, reference.epochs, strict=False)
+    return [record.examples_per_second / other.examples_per_second for record, other in pairs]
+
+
+def _quartiles(ratios: list[float]) -> str:
+    if len(ratios) < 2:
+        return ""
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return f"{low:.2f} to {high:.2f}"

@@ -68,8 +68,8 @@ def _caption(chosen: dict[str, Settings], device: torch.device) -> list[str]:
     return [
         *recipes,
         "Both kinds of layers start from the same weights, meet the same batches, and take turns epoch by epoch.",
-        "examples/s: training alone, median over the epochs; ratio: to torch.nn's layers. Both in float32 and",
-        f"channels_last on {describe_device(device)}, torch {torch.__version__}.",
+        "examples/s is of training alone, median over the epochs; ratio: to torch.nn's layers, median over the epochs.",
+        f"Both in float32 and channels_last on {describe_device(device)}, torch {torch.__version__}.",
     ]
 
 

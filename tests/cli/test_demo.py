@@ -40,6 +40,19 @@ def test_demo_verdict_needs_every_run_to_reach_the_accuracy(accuracy, code, caps
     assert ("torch layers" in capsys.readouterr().out) == bool(code)
 
 
+def test_ratio_is_the_median_over_neighbouring_epochs():
+    def history(*seconds):
+        return History([EpochRecord(i + 1, 0.1, 0.9, 0.9, 100, second) for i, second in enumerate(seconds)])
+
+    table = console_module.make_table(None, console_module.RESULT_COLUMNS)
+    # The machine is three times as busy in the second epoch, and the third catches one of the two only.
+    runs = {"fastcnn": history(1.0, 3.0, 8.0, 1.0), "torch": history(2.0, 6.0, 2.0, 2.0)}
+    console_module.add_results(table, "net", 28, runs)
+    console_module.add_results(table, "net", 28, {"torch": runs["torch"]})
+    ratios = [column for column in table.columns if column.header in ("ratio", "quartiles")]
+    assert [list(column.cells) for column in ratios] == [["2.00", "1.00", ""], ["1.56 to 2.00", "", ""]]
+
+
 def progress_output(terminal, quiet=False):
     output = io.StringIO()
     reporter = Reporter(Console(file=output, force_terminal=terminal, width=100), quiet)
