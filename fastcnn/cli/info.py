@@ -9,55 +9,57 @@ from pathlib import Path
 
 import torch
 
-from fastcnn import _library
+import fastcnn
+from fastcnn import _library, ops
 from fastcnn.cli.console import make_console, make_table, print_plain
 from fastcnn.cli.running import cpu_name
 
 CAPABILITY_VARIABLE = "FASTCNN_CPU_CAPABILITY"
-EXIT_BROKEN = 1
+
+# The functions of fastcnn.ops, but those that share all their kernels with another one.
+SHARES = {"batch_norm_relu": "batch_norm"}
+PUBLIC_OPS = [op for op in ops.__all__ if op not in SHARES]
+# Kernels that do not begin with the name of their op.
+OTHER_NAMES = {"global_avg_pool2d": "adaptive_avg_pool2d"}
 
 
 def show_info() -> int:
-    """Print the facts; exit code 1, after those that torch alone can tell, where the library cannot be loaded."""
+    """Print the facts and return 0."""
     console = make_console()
-    for name, value in _environment().items():
+    for name, value in {**_environment(), **_library_facts()}.items():
         print_plain(console, f"{name + ':':<22}{value}")
-    try:
-        facts = _library_facts()
-    except ImportError as error:
-        print_plain(console, f"{'library:':<22}{error}")
-        return EXIT_BROKEN
-    for name, value in facts.items():
-        print_plain(console, f"{name + ':':<22}{value}")
-    columns = {"op": "left", "CPU": "left", "CUDA": "left", f"kernels ({_capability()})": "left"}
-    table = make_table(None, columns)
-    names = op_names()
-    kernels = kernels_by_op(names, _library.load().fastcnn_kernels().decode().split())
-    for op in names:
-        table.add_row(op, _registered(op, "CPU"), _registered(op, "CUDA"), ", ".join(kernels[op]))
+    library = _library.load()
+    kernels = by_op(library.fastcnn_kernels().decode().split())
+    registered = by_op(registered_ops())
+    table = make_table(None, {"op": "left", "CPU": "left", "CUDA": "left", f"kernels ({_capability()})": "left"})
+    for op in PUBLIC_OPS:
+        has = {key: any(_has_kernel(name, key) for name in registered[op]) for key in ("CPU", "CUDA")}
+        own = ", ".join(kernels[op]) or "none of its own"
+        table.add_row(op, "yes" if has["CPU"] else "-", "yes" if has["CUDA"] else "-", own)
     console.print(table)
     print_plain(console, f"kernels of several ops: {', '.join(kernels['']) or 'none'}")
     return 0
 
 
-def op_names() -> list[str]:
-    """Return the names of all ops of the package that are registered, without the namespace."""
+def registered_ops() -> list[str]:
+    """Return the names of all ops in torch.ops.fastcnn: forward, backward and internal ones."""
     registered = torch._C._dispatch_get_all_op_names()
-    return sorted({name.removeprefix("fastcnn::") for name in registered if name.startswith("fastcnn::")})
+    return sorted({name.removeprefix("fastcnn::").partition(".")[0] for name in registered if "fastcnn::" in name})
 
 
-def kernels_by_op(ops: list[str], kernels: list[str]) -> dict[str, list[str]]:
-    """Give each kernel to the op whose name is its longest beginning; those of no single op come under ""."""
-    result: dict[str, list[str]] = {op: [] for op in ["", *ops]}
-    for kernel in kernels:
-        owners = [op for op in ops if kernel == op or kernel.startswith(f"{op}_")]
-        result[max(owners, key=len, default="")].append(kernel)
+def by_op(names: list[str]) -> dict[str, list[str]]:
+    """Give each kernel or registered op to the op whose name is its longest beginning; "" has those of no single op."""
+    beginnings = {**{op: op for op in PUBLIC_OPS}, **OTHER_NAMES}
+    result: dict[str, list[str]] = {op: [] for op in ["", *PUBLIC_OPS]}
+    for name in names:
+        known = [start for start in beginnings if f"{name.lstrip('_')}_".startswith(f"{start}_")]
+        result[beginnings[max(known, key=len)] if known else ""].append(name)
     return result
 
 
 def _environment() -> dict[str, str]:
     return {
-        "fastcnn": f"{_version('fastcnn')} in {Path(_library.__file__).parent}",
+        "fastcnn": f"{fastcnn.__version__} in {Path(_library.__file__).parent}",
         "Python": f"{platform.python_version()}, {platform.platform()}",
         "torch running": torch.__version__,
         "CPU": f"{cpu_name()}, {os.cpu_count()} logical",
@@ -86,8 +88,8 @@ def _capability() -> str:
     return str(_library.load().fastcnn_cpu_capability().decode())
 
 
-def _registered(op: str, key: str) -> str:
-    return "yes" if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastcnn::{op}", key) else "-"
+def _has_kernel(op: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastcnn::{op}", key)
 
 
 def _version(distribution: str) -> str:

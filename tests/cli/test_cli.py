@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fastcnn.cli import main
 from fastcnn.cli.app import app
-from fastcnn.cli.info import kernels_by_op, op_names
+from fastcnn.cli.info import PUBLIC_OPS, by_op, registered_ops
 from fastcnn.models import REGISTRY
 from fastcnn.train import load_checkpoint
 
@@ -202,13 +202,12 @@ def test_models_prints_the_textbooks_shapes(capsys):
 
 
 def test_kernels_belong_to_the_op_with_the_longest_name():
-    ops = ["conv2d", "conv2d_backward", "concat"]
-    kernels = ["conv2d_direct", "conv2d_backward_input", "concat", "sum_rows", "conv2dish"]
-    assert kernels_by_op(ops, kernels) == {
+    names = ["conv2d", "conv2d_direct", "_max_pool2d_train", "global_avg_pool2d_backward", "sum_rows", "conv2dish"]
+    assert {op: kernels for op, kernels in by_op(names).items() if kernels} == {
         "": ["sum_rows", "conv2dish"],
-        "conv2d": ["conv2d_direct"],
-        "conv2d_backward": ["conv2d_backward_input"],
-        "concat": ["concat"],
+        "conv2d": ["conv2d", "conv2d_direct"],
+        "max_pool2d": ["_max_pool2d_train"],
+        "adaptive_avg_pool2d": ["global_avg_pool2d_backward"],
     }
 
 
@@ -223,9 +222,11 @@ def test_info_tells_what_is_there(capsys):
     assert re.search(r"CPU capability: +found \w+, used \w+", text)
     assert re.search(r"CUDA library: +\w+", text)
     assert f"{torch.get_num_threads()} threads" in text
-    assert "conv2d" in op_names()
-    for op in op_names():
-        assert re.search(rf"^ ?{op} ", text, re.MULTILINE), op
+    for op in PUBLIC_OPS:
+        assert re.search(rf"^ ?{op} +yes ", text, re.MULTILINE), op
+    listed = set(re.findall(r"\w+", text))
+    assert set(_library.load().fastcnn_kernels().decode().split()) <= listed
+    assert not by_op(registered_ops())[""]  # every op of the library has its row
 
 
 def start(*arguments):
