@@ -2,10 +2,59 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(fastcnn, m) {
+  // The names that begin with _ also give the ReLU's mask, one bit an element, for the backward.
+  m.def(
+      "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, float eps, bool relu) -> "
+      "(Tensor output, Tensor mean, Tensor var)");
+  m.def(
+      "_batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, float eps, bool relu) -> "
+      "(Tensor output, Tensor mean, Tensor var, Tensor mask)");
+  m.def(
+      "batch_norm_train_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, "
+      "Tensor mask, float eps, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "batch_norm_infer(Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, "
+      "float eps, bool relu) -> Tensor");
+  m.def(
+      "_batch_norm_infer(Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, "
+      "float eps, bool relu) -> (Tensor output, Tensor mask)");
+  m.def(
+      "batch_norm_infer_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, "
+      "Tensor mask, float eps, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("concat(Tensor[] tensors, int dim=0) -> Tensor");
   m.def(
       "conv2d(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=1, SymInt[2] padding=0, "
       "SymInt[2] dilation=1, SymInt groups=1, str? activation=None) -> Tensor");
   m.def(
       "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
       "SymInt[2] dilation, SymInt groups, bool[3] output_mask) -> (Tensor, Tensor, Tensor)");
+  // Pooling. Offsets say which tap of a window won, kh * kernel_w + kw: channels_last, uint8 up to 256 taps, else int32.
+  m.def(
+      "max_pool2d(Tensor input, SymInt[2] kernel_size, SymInt[2] stride=[], SymInt[2] padding=0, SymInt[2] dilation=1, "
+      "bool ceil_mode=False) -> Tensor");
+  m.def(
+      "max_pool2d_with_indices(Tensor input, SymInt[2] kernel_size, SymInt[2] stride=[], SymInt[2] padding=0, "
+      "SymInt[2] dilation=1, bool ceil_mode=False) -> (Tensor, Tensor)");
+  m.def(
+      "_max_pool2d_train(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
+      "bool ceil_mode) -> (Tensor output, Tensor offsets)");
+  m.def(
+      "_max_pool2d_indices(Tensor offsets, SymInt[4] input_size, SymInt[2] kernel_size, SymInt[2] stride, "
+      "SymInt[2] padding, SymInt[2] dilation, bool ceil_mode, MemoryFormat memory_format) -> Tensor");
+  m.def(
+      "_max_pool2d_gather(Tensor values, Tensor offsets, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, bool ceil_mode) -> Tensor");
+  m.def(
+      "max_pool2d_backward(Tensor grad_output, Tensor offsets, SymInt[4] input_size, SymInt[2] kernel_size, "
+      "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, bool ceil_mode, MemoryFormat memory_format) -> Tensor");
+  m.def(
+      "avg_pool2d(Tensor input, SymInt[2] kernel_size, SymInt[2] stride=[], SymInt[2] padding=0, bool ceil_mode=False, "
+      "bool count_include_pad=True, SymInt? divisor_override=None) -> Tensor");
+  m.def(
+      "avg_pool2d_backward(Tensor grad_output, SymInt[4] input_size, SymInt[2] kernel_size, SymInt[2] stride, "
+      "SymInt[2] padding, bool ceil_mode, bool count_include_pad, SymInt? divisor_override, "
+      "MemoryFormat memory_format) -> Tensor");
+  m.def("adaptive_avg_pool2d(Tensor input, SymInt[2] output_size) -> Tensor");
+  m.def(
+      "adaptive_avg_pool2d_backward(Tensor grad_output, SymInt[4] input_size, MemoryFormat memory_format) -> Tensor");
 }

@@ -17,6 +17,45 @@ auto find(const char* name, Function*) {
   static auto handle = find("fastcnn::" #name, &fastcnn::ops::name); \
   return handle.call(__VA_ARGS__)
 
+std::tuple<Tensor, Tensor, Tensor> batch_norm_train(const Tensor& input, const OptionalTensor& weight,
+                                                    const OptionalTensor& bias, const OptionalTensor& residual,
+                                                    double eps, bool relu) {
+  FASTCNN_CALL(batch_norm_train, input, weight, bias, residual, eps, relu);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> _batch_norm_train(const Tensor& input, const OptionalTensor& weight,
+                                                             const OptionalTensor& bias,
+                                                             const OptionalTensor& residual, double eps, bool relu) {
+  FASTCNN_CALL(_batch_norm_train, input, weight, bias, residual, eps, relu);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_train_backward(const Tensor& grad_output, const Tensor& input,
+                                                                     const Tensor& mean, const Tensor& var,
+                                                                     const OptionalTensor& weight, const Tensor& mask,
+                                                                     double eps, std::array<bool, 4> output_mask) {
+  FASTCNN_CALL(batch_norm_train_backward, grad_output, input, mean, var, weight, mask, eps, output_mask);
+}
+
+Tensor batch_norm_infer(const Tensor& input, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
+                        const OptionalTensor& bias, const OptionalTensor& residual, double eps, bool relu) {
+  FASTCNN_CALL(batch_norm_infer, input, mean, var, weight, bias, residual, eps, relu);
+}
+
+std::tuple<Tensor, Tensor> _batch_norm_infer(const Tensor& input, const Tensor& mean, const Tensor& var,
+                                             const OptionalTensor& weight, const OptionalTensor& bias,
+                                             const OptionalTensor& residual, double eps, bool relu) {
+  FASTCNN_CALL(_batch_norm_infer, input, mean, var, weight, bias, residual, eps, relu);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_infer_backward(const Tensor& grad_output, const Tensor& input,
+                                                                     const Tensor& mean, const Tensor& var,
+                                                                     const OptionalTensor& weight, const Tensor& mask,
+                                                                     double eps, std::array<bool, 4> output_mask) {
+  FASTCNN_CALL(batch_norm_infer_backward, grad_output, input, mean, var, weight, mask, eps, output_mask);
+}
+
+Tensor concat(at::TensorList tensors, int64_t dim) { FASTCNN_CALL(concat, tensors, dim); }
+
 Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,
               c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
               std::optional<std::string_view> activation) {
@@ -28,6 +67,68 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
                                                    c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                                                    c10::SymInt groups, std::array<bool, 3> output_mask) {
   FASTCNN_CALL(conv2d_backward, grad_output, input, weight, stride, padding, dilation, groups, output_mask);
+}
+
+// --- pooling ---
+
+Tensor max_pool2d(const Tensor& input, c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
+                  c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, bool ceil_mode) {
+  FASTCNN_CALL(max_pool2d, input, kernel_size, stride, padding, dilation, ceil_mode);
+}
+
+std::tuple<Tensor, Tensor> max_pool2d_with_indices(const Tensor& input, c10::SymIntArrayRef kernel_size,
+                                                   c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                                   c10::SymIntArrayRef dilation, bool ceil_mode) {
+  FASTCNN_CALL(max_pool2d_with_indices, input, kernel_size, stride, padding, dilation, ceil_mode);
+}
+
+std::tuple<Tensor, Tensor> _max_pool2d_train(const Tensor& input, c10::SymIntArrayRef kernel_size,
+                                             c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                             c10::SymIntArrayRef dilation, bool ceil_mode) {
+  FASTCNN_CALL(_max_pool2d_train, input, kernel_size, stride, padding, dilation, ceil_mode);
+}
+
+Tensor _max_pool2d_indices(const Tensor& offsets, c10::SymIntArrayRef input_size, c10::SymIntArrayRef kernel_size,
+                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                           bool ceil_mode, at::MemoryFormat memory_format) {
+  FASTCNN_CALL(_max_pool2d_indices, offsets, input_size, kernel_size, stride, padding, dilation, ceil_mode,
+               memory_format);
+}
+
+Tensor _max_pool2d_gather(const Tensor& values, const Tensor& offsets, c10::SymIntArrayRef kernel_size,
+                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                          bool ceil_mode) {
+  FASTCNN_CALL(_max_pool2d_gather, values, offsets, kernel_size, stride, padding, dilation, ceil_mode);
+}
+
+Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets, c10::SymIntArrayRef input_size,
+                           c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                           c10::SymIntArrayRef dilation, bool ceil_mode, at::MemoryFormat memory_format) {
+  FASTCNN_CALL(max_pool2d_backward, grad_output, offsets, input_size, kernel_size, stride, padding, dilation,
+               ceil_mode, memory_format);
+}
+
+Tensor avg_pool2d(const Tensor& input, c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
+                  c10::SymIntArrayRef padding, bool ceil_mode, bool count_include_pad,
+                  std::optional<c10::SymInt> divisor_override) {
+  FASTCNN_CALL(avg_pool2d, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override);
+}
+
+Tensor avg_pool2d_backward(const Tensor& grad_output, c10::SymIntArrayRef input_size, c10::SymIntArrayRef kernel_size,
+                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, bool ceil_mode,
+                           bool count_include_pad, std::optional<c10::SymInt> divisor_override,
+                           at::MemoryFormat memory_format) {
+  FASTCNN_CALL(avg_pool2d_backward, grad_output, input_size, kernel_size, stride, padding, ceil_mode,
+               count_include_pad, divisor_override, memory_format);
+}
+
+Tensor adaptive_avg_pool2d(const Tensor& input, c10::SymIntArrayRef output_size) {
+  FASTCNN_CALL(adaptive_avg_pool2d, input, output_size);
+}
+
+Tensor adaptive_avg_pool2d_backward(const Tensor& grad_output, c10::SymIntArrayRef input_size,
+                                    at::MemoryFormat memory_format) {
+  FASTCNN_CALL(adaptive_avg_pool2d_backward, grad_output, input_size, memory_format);
 }
 
 }  // namespace fastcnn::ops

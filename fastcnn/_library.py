@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ _PACKAGE = Path(__file__).parent
 _LIBRARY = _PACKAGE / "lib" / "libfastcnn.so"
 _CUDA_LIBRARY = _PACKAGE / "lib" / "libfastcnn_cuda.so"
 _BUILD_INFO = _PACKAGE / "_build_info.json"
+
+_CAPABILITIES = ("baseline", "avx2", "avx512", "amx")
 
 # The functions of csrc/c_api.cpp: name, result, arguments.
 _SIGNATURES: list[tuple[str, Any, list[Any]]] = [
@@ -36,8 +39,14 @@ def load() -> ctypes.CDLL:
     """Load the libraries once and return the handle to the C functions.
 
     Raises:
-        ImportError: the library is missing, was built for another torch, or cannot be loaded.
+        ImportError: the library is missing, was built for another torch, or cannot be loaded; or
+            FASTCNN_CPU_CAPABILITY names no capability.
     """
+    capability = os.environ.get("FASTCNN_CPU_CAPABILITY", "baseline")
+    if capability not in _CAPABILITIES:
+        raise ImportError(
+            f"FASTCNN_CPU_CAPABILITY={capability!r} names no CPU capability; expected {', '.join(_CAPABILITIES)}"
+        )
     info = build_info()
     running = torch.__version__
     if running.split(".")[:2] != info["torch_minor"].split("."):

@@ -17,7 +17,7 @@ void check_hyperparameters(at::IntArrayRef stride, at::IntArrayRef padding, at::
   TORCH_CHECK(groups > 0, kOp, "non-positive groups is not supported, but got groups=", groups);
   TORCH_CHECK(padding[0] >= 0 && padding[1] >= 0, kOp, "negative padding is not supported, but got padding=", padding);
   TORCH_CHECK(stride[0] > 0 && stride[1] > 0, kOp, "non-positive stride is not supported, but got stride=", stride);
-  TORCH_CHECK(dilation[0] > 0 && dilation[1] > 0, kOp, "dilation should be greater than zero, but got dilation=",
+  TORCH_CHECK(dilation[0] > 0 && dilation[1] > 0, kOp, "non-positive dilation is not supported, but got dilation=",
               dilation);
 }
 

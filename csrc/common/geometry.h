@@ -19,6 +19,9 @@ struct Conv2dGeometry {
   bool depthwise() const { return groups > 1 && groups == in_channels && in_channels == out_channels; }
 };
 
+// Winning taps pass through lanes of float32, where integers are exact up to here.
+constexpr int64_t kMaxPool2dTaps = int64_t{1} << 24;
+
 struct Pool2dGeometry {
   int64_t batch, channels, in_h, in_w;
   int64_t out_h, out_w;
@@ -26,6 +29,12 @@ struct Pool2dGeometry {
   int64_t stride_h, stride_w;
   int64_t pad_h, pad_w;
   int64_t dilation_h, dilation_w;
+};
+
+// Batch norm sees rows of channels: every position of every image is a row.
+struct BatchNormGeometry {
+  int64_t rows, channels;
+  int64_t mask_stride;  // bytes of a row of the ReLU's mask
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -128,7 +128,6 @@ at::Tensor grad_weight(const Conv2dGeometry& g, const at::Tensor& grad_output, c
     if (g.batch > 0) depthwise_grad_weight<T>(g, grad_output, input.contiguous(kNhwc), lanes);
     return lanes.permute({2, 0, 1}).unsqueeze(1);
   }
-  backends::record_kernel("conv2d_grad_weight");
   at::Tensor result = at::empty({g.out_channels, g.group_in(), g.kernel_h, g.kernel_w}, grad_output.options(), kNhwc);
   result.zero_();
   conv2d_grad_weight_direct<T>(g, grad_output, input, result);
@@ -175,9 +174,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(
   // The gradients take the formats that torch's take: channels_last where input or weight is.
   const bool nhwc = input.suggest_memory_format() == kNhwc || weight.suggest_memory_format() == kNhwc;
   const auto format = nhwc ? kNhwc : at::MemoryFormat::Contiguous;
-  const at::Tensor none = at::empty({0}, input.options());
-  return {output_mask[0] ? by_input.to(dtype).contiguous(format) : none,
-          output_mask[1] ? by_weight.to(dtype).contiguous(format) : none, output_mask[2] ? by_bias.to(dtype) : none};
+  const auto none = [&] { return at::empty({0}, input.options()); };
+  return {output_mask[0] ? by_input.to(dtype).contiguous(format) : none(),
+          output_mask[1] ? by_weight.to(dtype).contiguous(format) : none(),
+          output_mask[2] ? by_bias.to(dtype) : none()};
 }
 
 }  // namespace

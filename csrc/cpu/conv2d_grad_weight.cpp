@@ -1,18 +1,22 @@
-// Driver of the weight gradient: chunk by chunk of the batch, the input is copied with its halo, the output's gradient
-// packed into panels of a few channels, and threads share the tiles of the result, so that no sum crosses threads.
+// Drivers of the weight gradient, for many and for few input channels. Both go through the batch chunk by chunk, with the
+// input copied with its halo; what a chunk is depends on the sizes alone, and so does the order of additions.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
+#include "../common/backends.h"
 #include "conv2d.h"
 
 namespace fastcnn::cpu {
 namespace {
 
-// Bytes of a chunk's input copy. Fixed, as the chunk decides the order of additions.
-constexpr int64_t kChunkBytes = 768 * 1024;
+// Bytes of a chunk, input copy and output gradient: what two threads share in a second-level cache, and a part of one.
+constexpr int64_t kChunkBytes = 1024 * 1024;
+constexpr int64_t kTapsChunkBytes = 128 * 1024;
+constexpr int64_t kTapsMaxBytes = 256 * 1024;  // of the result, as every part keeps a copy
+constexpr int64_t kTapsParts = 16;             // sums that run side by side and are added in order at the end
 constexpr int kPanelRows[] = {4, 5, 6, 8, 10};  // what conv2d_grad_weight has tiles for
 constexpr int64_t kSumRows = 1024;              // rows summed by one task of channel_sums
 
@@ -22,51 +26,165 @@ struct LaneBlock {
   int vectors;
 };
 
+// One group's problem, its chunks and the copy of a chunk's input.
+template <typename T>
+struct GradWeightProblem {
+  const Conv2dGeometry& g;
+  const KernelSet<T>& kernel;
+  ImageView<T> input;    // one group's channels
+  const T* grad_output;  // NHWC, at the group's first channel
+  T* grad_weight;        // [group_out, kernel_h, kernel_w, depth]
+  WindowGrid grid;
+  int64_t row_stride;          // of the copy
+  int64_t images, rows;        // of a chunk: whole images, or rows of one image
+  int64_t image_size;          // of the copy
+
+  struct Chunk {
+    int64_t n0, n1, i0, i1;
+  };
+
+  GradWeightProblem(const Conv2dGeometry& g, const ImageView<T>& input, const T* grad_output, T* grad_weight)
+      : g(g), kernel(kernels().of<T>()), input(input), grad_output(grad_output), grad_weight(grad_weight) {
+    grid.rows = g.out_h, grid.cols = g.out_w, grid.step_h = g.stride_h, grid.step_w = g.stride_w;
+    for (int64_t kh = 0; kh < g.kernel_h; ++kh)
+      for (int64_t kw = 0; kw < g.kernel_w; ++kw)
+        grid.taps.push_back({kh * g.dilation_h - g.pad_h, kw * g.dilation_w - g.pad_w, 0});
+    row_stride = input.depth * ((grid.cols - 1) * grid.step_w + grid.max_w() - grid.min_w() + 1);
+  }
+
+  void choose_chunks(int64_t chunk_bytes) {
+    const int64_t image_elements = window_rows_size(grid, grid.rows, input.depth) + grid.rows * grid.cols * g.group_out();
+    const int64_t image_bytes = image_elements * static_cast<int64_t>(sizeof(T));
+    images = std::clamp<int64_t>(chunk_bytes / std::max<int64_t>(1, image_bytes), 1, g.batch);
+    rows = images > 1 ? grid.rows : ceil_div(grid.rows, std::min(grid.rows, ceil_div(image_bytes, chunk_bytes)));
+    image_size = window_rows_size(grid, rows, input.depth);
+  }
+  int64_t chunk_count() const { return ceil_div(g.batch, images) * ceil_div(grid.rows, rows); }
+  Chunk chunk(int64_t index) const {
+    const int64_t per_image = ceil_div(grid.rows, rows);
+    const int64_t n = index / per_image * images, i = index % per_image * rows;
+    return {n, std::min(n + images, g.batch), i, std::min(i + rows, grid.rows)};
+  }
+  // Elements of a chunk's copy; the last lanes' registers may reach beyond the last window.
+  int64_t copy_size() const { return images * image_size + kernel.width * kernel.max_vectors; }
+  int64_t pixels(const Chunk& c) const { return (c.n1 - c.n0) * (c.i1 - c.i0) * grid.cols; }
+  const T* grad_at(const Chunk& c, int64_t n) const {
+    return grad_output + (n * grid.rows + c.i0) * grid.cols * g.out_channels;
+  }
+
+  // Where each pixel's window begins in the copy.
+  void list_offsets(const Chunk& c, std::vector<int64_t>& offsets) const {
+    offsets.clear();
+    for (int64_t n = 0; n < c.n1 - c.n0; ++n)
+      for (int64_t i = 0; i < c.i1 - c.i0; ++i)
+        for (int64_t j = 0; j < grid.cols; ++j)
+          offsets.push_back(n * image_size + i * grid.step_h * row_stride + j * grid.step_w * input.depth);
+  }
+};
+
+// Few input channels: the sums of a fixed number of parts of the batch, each one in a copy of the result.
+template <typename T>
+class GradWeightTapsRun {
+ public:
+  explicit GradWeightTapsRun(GradWeightProblem<T>& p) : p_(p) {
+    const Conv2dGeometry& g = p.g;
+    for (int64_t kh = 0; kh < g.kernel_h; ++kh)
+      for (int64_t kw = 0; kw < g.kernel_w; ++kw)
+        for (int64_t c = 0; c < p.input.depth; ++c)
+          row_offsets_.push_back(kh * g.dilation_h * p.row_stride + kw * g.dilation_w * p.input.depth + c);
+    p_.choose_chunks(kTapsChunkBytes);
+  }
+
+  // Vector operations for one pixel.
+  static int64_t cost(const GradWeightProblem<T>& p) {
+    return ceil_div(p.g.group_out(), p.kernel.width) * p.g.kernel_h * p.g.kernel_w * p.input.depth;
+  }
+
+  void run() {
+    const int64_t channels = p_.g.group_out(), reduction = static_cast<int64_t>(row_offsets_.size());
+    const int64_t chunks = p_.chunk_count(), parts = std::min(chunks, kTapsParts), size = reduction * channels;
+    const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
+    at::Tensor sums = at::zeros({parts, size}, options);
+    at::Tensor copies = at::empty({at::get_num_threads(), p_.copy_size()}, options);
+    T* sums_data = sums.mutable_data_ptr<T>();
+    T* copies_data = copies.mutable_data_ptr<T>();
+    at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+      T* copy = copies_data + at::get_thread_num() * p_.copy_size();
+      std::vector<int64_t> offsets;
+      for (int64_t part = begin; part < end; ++part)
+        for (int64_t c = chunks * part / parts; c < chunks * (part + 1) / parts; ++c)
+          add_chunk(p_.chunk(c), copy, offsets, sums_data + part * size);
+    });
+    for (int64_t r = 0; r < reduction; ++r)
+      for (int64_t k = 0; k < channels; ++k) {
+        T sum = 0;
+        for (int64_t part = 0; part < parts; ++part) sum += sums_data[part * size + r * channels + k];
+        p_.grad_weight[k * reduction + r] = sum;
+      }
+  }
+
+ private:
+  void add_chunk(const typename GradWeightProblem<T>::Chunk& c, T* copy, std::vector<int64_t>& offsets, T* sums) const {
+    for (int64_t n = c.n0; n < c.n1; ++n)
+      copy_window_rows(p_.input, p_.grid, n, c.i0, c.i1, copy + (n - c.n0) * p_.image_size);
+    p_.list_offsets(c, offsets);
+    const int64_t channels = p_.g.group_out();
+    const int64_t vectors = ceil_div(channels, p_.kernel.width), blocks = ceil_div(vectors, p_.kernel.max_vectors);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t first = vectors * b / blocks, last = vectors * (b + 1) / blocks, lane = first * p_.kernel.width;
+      p_.kernel.conv2d_grad_weight_taps({copy, offsets.data(), row_offsets_.data(),
+                                         static_cast<int64_t>(row_offsets_.size()), p_.grad_at(c, c.n0) + lane,
+                                         p_.g.out_channels, p_.pixels(c), sums + lane, channels,
+                                         static_cast<int>(last - first),
+                                         std::min<int64_t>(channels - lane, (last - first) * p_.kernel.width)});
+    }
+  }
+
+  GradWeightProblem<T>& p_;
+  std::vector<int64_t> row_offsets_;
+};
+
+// Many input channels: the output's gradient is packed into panels of a few channels, and threads share the tiles of the
+// result, so that no sum crosses threads.
 template <typename T>
 class GradWeightRun {
  public:
-  GradWeightRun(const Conv2dGeometry& g, const ImageView<T>& input, const T* grad_output, T* grad_weight)
-      : g_(g), kernel_(kernels().of<T>()), input_(input), grad_output_(grad_output), grad_weight_(grad_weight) {
-    grid_.rows = g.out_h, grid_.cols = g.out_w, grid_.step_h = g.stride_h, grid_.step_w = g.stride_w;
-    for (int64_t kh = 0; kh < g.kernel_h; ++kh)
-      for (int64_t kw = 0; kw < g.kernel_w; ++kw)
-        grid_.taps.push_back({kh * g.dilation_h - g.pad_h, kw * g.dilation_w - g.pad_w, 0});
-    row_stride_ = input.depth * ((grid_.cols - 1) * grid_.step_w + grid_.max_w() - grid_.min_w() + 1);
+  explicit GradWeightRun(GradWeightProblem<T>& p) : p_(p), g_(p.g) {
     make_lane_blocks();
     choose_panels();
+    p_.choose_chunks(kChunkBytes);
+  }
 
-    const int64_t image_bytes = window_rows_size(grid_, grid_.rows, input.depth) * static_cast<int64_t>(sizeof(T));
-    images_ = std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(1, image_bytes), 1, g.batch);
-    rows_ = images_ > 1 ? grid_.rows : ceil_div(grid_.rows, std::min(grid_.rows, ceil_div(image_bytes, kChunkBytes)));
-    copy_size_ = window_rows_size(grid_, rows_, input.depth);
+  // Vector operations for one pixel.
+  int64_t cost() const {
+    int64_t vectors = 0;
+    for (const LaneBlock& b : blocks_) vectors += b.vectors;
+    return vectors * panel_count_ * panel_rows_;
   }
 
   void run() {
     const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
-    // The last lanes' registers may reach beyond the last window.
-    at::Tensor copy = at::empty({images_ * copy_size_ + kernel_.width * kernel_.max_vectors}, options);
-    at::Tensor panels = at::empty({panel_count_ * panel_rows_ * images_ * rows_ * grid_.cols}, options);
+    at::Tensor copy = at::empty({p_.copy_size()}, options);
+    at::Tensor panels = at::empty({panel_count_ * panel_rows_ * p_.images * p_.rows * p_.grid.cols}, options);
     copy_ = copy.mutable_data_ptr<T>();
     panels_ = panels.mutable_data_ptr<T>();
-    for (int64_t n = 0; n < g_.batch; n += images_)
-      for (int64_t i = 0; i < grid_.rows; i += rows_)
-        run_chunk(n, std::min(n + images_, g_.batch), i, std::min(i + rows_, grid_.rows));
+    for (int64_t c = 0; c < p_.chunk_count(); ++c) run_chunk(p_.chunk(c));
   }
 
  private:
   void make_lane_blocks() {
-    const int64_t depth = input_.depth;
+    const int64_t depth = p_.input.depth;
     const bool merged = g_.dilation_w == 1;
     const int64_t run_length = merged ? g_.kernel_w * depth : depth;
-    const int64_t vectors = ceil_div(run_length, kernel_.width), count = ceil_div(vectors, kernel_.max_vectors);
+    const int64_t vectors = ceil_div(run_length, p_.kernel.width), count = ceil_div(vectors, p_.kernel.max_vectors);
     for (int64_t kh = 0; kh < g_.kernel_h; ++kh)
       for (int64_t kw = 0; kw < (merged ? 1 : g_.kernel_w); ++kw)
         for (int64_t b = 0; b < count; ++b) {
           const int64_t first = vectors * b / count, last = vectors * (b + 1) / count;
-          const int64_t lane = first * kernel_.width;
-          blocks_.push_back({kh * g_.dilation_h * row_stride_ + kw * g_.dilation_w * depth + lane,
+          const int64_t lane = first * p_.kernel.width;
+          blocks_.push_back({kh * g_.dilation_h * p_.row_stride + kw * g_.dilation_w * depth + lane,
                              (kh * g_.kernel_w + kw) * depth + lane,
-                             std::min<int64_t>(run_length - lane, (last - first) * kernel_.width),
+                             std::min<int64_t>(run_length - lane, (last - first) * p_.kernel.width),
                              static_cast<int>(last - first)});
         }
   }
@@ -74,7 +192,7 @@ class GradWeightRun {
   void choose_panels() {
     int vectors = 1;
     for (const LaneBlock& b : blocks_) vectors = std::max(vectors, b.vectors);
-    const int most = kernel_.rows_for(vectors);
+    const int most = p_.kernel.rows_for(vectors);
     const int64_t even = ceil_div(g_.group_out(), ceil_div(g_.group_out(), most));
     panel_rows_ = most;
     for (const int rows : kPanelRows)
@@ -85,40 +203,35 @@ class GradWeightRun {
     panel_count_ = ceil_div(g_.group_out(), panel_rows_);
   }
 
-  void run_chunk(int64_t n0, int64_t n1, int64_t i0, int64_t i1) {
-    const int64_t image_pixels = (i1 - i0) * grid_.cols, pixels = (n1 - n0) * image_pixels;
+  void run_chunk(const typename GradWeightProblem<T>::Chunk& c) {
+    const int64_t pixels = p_.pixels(c);
     // 1. The input with its halo, and the output's gradient in panels.
-    at::parallel_for(n0, n1, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(c.n0, c.n1, 1, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
-        copy_window_rows(input_, grid_, n, i0, i1, copy_ + (n - n0) * copy_size_);
-        pack_panels(n, i0, i1, (n - n0) * image_pixels, pixels);
+        copy_window_rows(p_.input, p_.grid, n, c.i0, c.i1, copy_ + (n - c.n0) * p_.image_size);
+        pack_panels(c, n, pixels);
       }
     });
-    offsets_.clear();
-    for (int64_t n = n0; n < n1; ++n)
-      for (int64_t i = 0; i < i1 - i0; ++i)
-        for (int64_t j = 0; j < grid_.cols; ++j)
-          offsets_.push_back((n - n0) * copy_size_ + i * grid_.step_h * row_stride_ + j * grid_.step_w * input_.depth);
+    p_.list_offsets(c, offsets_);
     // 2. The tiles: a block of lanes stays in cache while the panels pass.
-    const int64_t tiles = static_cast<int64_t>(blocks_.size()) * panel_count_;
-    at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+    const int64_t row_stride = g_.kernel_h * g_.kernel_w * p_.input.depth;
+    at::parallel_for(0, static_cast<int64_t>(blocks_.size()) * panel_count_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         const LaneBlock& block = blocks_[t / panel_count_];
         const int64_t k = t % panel_count_ * panel_rows_;
-        const int64_t row_stride = g_.kernel_h * g_.kernel_w * input_.depth;
-        kernel_.conv2d_grad_weight({panels_ + k * pixels, copy_ + block.in_offset, offsets_.data(), pixels,
-                                    grad_weight_ + k * row_stride + block.out_offset, row_stride, panel_rows_,
-                                    static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)), block.vectors,
-                                    block.lanes});
+        p_.kernel.conv2d_grad_weight({panels_ + k * pixels, copy_ + block.in_offset, offsets_.data(), pixels,
+                                      p_.grad_weight + k * row_stride + block.out_offset, row_stride, panel_rows_,
+                                      static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)),
+                                      block.vectors, block.lanes});
       }
     });
   }
 
-  void pack_panels(int64_t n, int64_t i0, int64_t i1, int64_t first_pixel, int64_t pixels) const {
-    const T* grad = grad_output_ + (n * grid_.rows + i0) * grid_.cols * g_.out_channels;
-    const int64_t count = (i1 - i0) * grid_.cols, channels = g_.group_out();
+  void pack_panels(const typename GradWeightProblem<T>::Chunk& c, int64_t n, int64_t pixels) const {
+    const int64_t count = (c.i1 - c.i0) * p_.grid.cols, channels = g_.group_out();
+    const T* grad = p_.grad_at(c, n);
     for (int64_t k = 0; k < channels; k += panel_rows_) {
-      T* panel = panels_ + k * pixels + first_pixel * panel_rows_;
+      T* panel = panels_ + k * pixels + (n - c.n0) * count * panel_rows_;
       const int64_t valid = std::min<int64_t>(panel_rows_, channels - k);
       for (int64_t p = 0; p < count; ++p) {
         for (int64_t r = 0; r < valid; ++r) panel[p * panel_rows_ + r] = grad[p * g_.out_channels + k + r];
@@ -127,14 +240,10 @@ class GradWeightRun {
     }
   }
 
+  GradWeightProblem<T>& p_;
   const Conv2dGeometry& g_;
-  const KernelSet<T>& kernel_;
-  ImageView<T> input_;      // one group's channels
-  const T* grad_output_;    // NHWC, at the group's first channel
-  T* grad_weight_;          // [group_out, kernel_h, kernel_w, depth]
-  WindowGrid grid_;
   std::vector<LaneBlock> blocks_;
-  int64_t row_stride_, images_, rows_, copy_size_, panel_count_;
+  int64_t panel_count_;
   int panel_rows_;
   std::vector<int64_t> offsets_;
   T* copy_ = nullptr;
@@ -152,14 +261,23 @@ void conv2d_grad_weight_direct(const Conv2dGeometry& g, const at::Tensor& grad_o
     ImageView<T> view = image_view<T>(input);
     view.data += group * g.group_in() * view.stride_c;
     view.depth = g.group_in();
-    GradWeightRun<T>(g, view, grad_output.const_data_ptr<T>() + group * g.group_out(),
-                     grad_weight.mutable_data_ptr<T>() + group * group_weights)
-        .run();
+    GradWeightProblem<T> problem(g, view, grad_output.const_data_ptr<T>() + group * g.group_out(),
+                                 grad_weight.mutable_data_ptr<T>() + group * group_weights);
+    GradWeightRun<T> run(problem);
+    if (group_weights * static_cast<int64_t>(sizeof(T)) <= kTapsMaxBytes &&
+        10 * GradWeightTapsRun<T>::cost(problem) <= 9 * run.cost()) {
+      if (group == 0) backends::record_kernel("conv2d_grad_weight_taps");
+      GradWeightTapsRun<T>(problem).run();
+    } else {
+      if (group == 0) backends::record_kernel("conv2d_grad_weight");
+      run.run();
+    }
   }
 }
 
 template <typename T>
 at::Tensor channel_sums(const at::Tensor& values_nhwc) {
+  backends::record_kernel("sum_rows");
   const int64_t channels = values_nhwc.size(1);
   const int64_t rows = values_nhwc.numel() / std::max<int64_t>(1, channels);
   const int64_t parts = ceil_div(rows, kSumRows);

@@ -35,6 +35,12 @@ class Conv2d(nn.Conv2d):
         # .to() sets the strides of a one-channel weight too, where .contiguous() would leave them.
         self.weight = nn.Parameter(self.weight.detach().to(memory_format=torch.channels_last))
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As torch.nn.Module's; a weight about to be pruned takes plain strides, as torch.nn.utils.prune flattens it."""
+        if name == "weight_orig" and param is not None:
+            param.data = param.data.contiguous()
+        super().register_parameter(name, param)
+
     def forward(self, input: Tensor) -> Tensor:
         """Convolves Tensor[N, C, H, W] or Tensor[C, H, W]; see fastcnn.ops.conv2d."""
         return self._conv_forward(input, self.weight, self.bias)

@@ -32,7 +32,7 @@ def _conv2d_shape(
     input: Tensor, weight: Tensor, stride: _Ints, padding: _Ints, dilation: _Ints, groups: int
 ) -> list[int]:
     for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        torch._check(len(pair) == 2 and min(pair) >= least, lambda n=name, p=pair: f"fastcnn::conv2d: bad {n}={p}")
+        torch._check(len(pair) == 2 and min(pair) >= least, lambda n=name, p=pair: f"non-positive {n}: {n}={p}")
     torch._check(input.dim() == 4, lambda: f"Expected 3D (unbatched) or 4D (batched) input, got {input.shape}")
     torch._check(weight.dim() == 4, lambda: f"expected 4-dimensional weight, but got weight of size {weight.shape}")
     torch._check(groups > 0, lambda: f"non-positive groups is not supported, but got groups={groups}")
@@ -102,9 +102,308 @@ def _conv2d_backward(
     )
 
 
+# --- batch_norm -----------------------------------------------------------------------------------------------------
+
+
+def _empty_like_input(input: Tensor) -> Tensor:
+    return torch.empty(
+        input.shape, dtype=input.dtype, device=input.device, memory_format=suggest_memory_format(input)
+    )
+
+
+def _batch_norm_rows(input: Tensor) -> int:
+    torch._check(input.dim() >= 2, lambda: f"expected at least 2D input (got {input.dim()}D input)")
+    rows = input.shape[0]
+    for size in input.shape[2:]:
+        rows = rows * size
+    return rows
+
+
+def _batch_norm_check(input: Tensor, residual: Tensor | None, **per_channel: Tensor | None) -> None:
+    half = input.dtype in (torch.bfloat16, torch.float16)
+    expected = {input.dtype, torch.float32} if half else {input.dtype}
+    for name, t in per_channel.items():
+        if t is None:
+            continue
+        torch._check(t.shape == input.shape[1:2], lambda n=name: f"{n} should contain {input.shape[1]} elements")
+        torch._check(t.dtype in expected, lambda n=name, d=t.dtype: f"mixed dtype: {n} has {d}, expected {expected}")
+        expected = {t.dtype}
+    if residual is not None:
+        torch._check(residual.shape == input.shape, lambda: f"expected residual of input's size {input.shape}")
+        torch._check(residual.dtype == input.dtype, lambda: f"mixed dtype: residual {residual.dtype}, {input.dtype}")
+
+
+def _batch_norm_mask(input: Tensor, relu: bool) -> Tensor:
+    shape = (_batch_norm_rows(input), (input.shape[1] + 7) // 8) if relu else (0,)
+    return torch.empty(shape, dtype=torch.uint8, device=input.device)
+
+
+@torch.library.register_fake("fastcnn::batch_norm_train")
+def _batch_norm_train(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = _batch_norm_rows(input)
+    torch._check_value(rows != 1, lambda: f"Expected more than 1 value per channel when training, got {input.shape}")
+    torch._check_value(eps > 0, lambda: f"batch_norm eps must be positive during training, but got {eps}")
+    _batch_norm_check(input, residual, weight=weight, bias=bias)
+    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    mean = torch.empty(input.shape[1:2], dtype=wide, device=input.device)
+    return _empty_like_input(input), mean, torch.empty_like(mean)
+
+
+@torch.library.register_fake("fastcnn::_batch_norm_train")
+def _batch_norm_train_with_mask(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return *_batch_norm_train(input, weight, bias, residual, eps, relu), _batch_norm_mask(input, relu)
+
+
+@torch.library.register_fake("fastcnn::batch_norm_infer")
+def _batch_norm_infer(
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    _batch_norm_rows(input)
+    torch._check_value(eps >= 0, lambda: f"batch_norm eps must be non-negative, but got {eps}")
+    _batch_norm_check(input, residual, running_mean=mean, running_var=var, weight=weight, bias=bias)
+    return _empty_like_input(input)
+
+
+@torch.library.register_fake("fastcnn::_batch_norm_infer")
+def _batch_norm_infer_with_mask(
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    return _batch_norm_infer(input, mean, var, weight, bias, residual, eps, relu), _batch_norm_mask(input, relu)
+
+
+@torch.library.register_fake("fastcnn::batch_norm_train_backward")
+@torch.library.register_fake("fastcnn::batch_norm_infer_backward")
+def _batch_norm_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    mask: Tensor,
+    eps: float,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _batch_norm_rows(input)
+    torch._check(grad_output.shape == input.shape, lambda: f"expected grad_output of input's size {input.shape}")
+    torch._check(grad_output.dtype == input.dtype, lambda: f"mixed dtype: {grad_output.dtype} and {input.dtype}")
+    _batch_norm_check(input, None, mean=mean, var=var)
+    _batch_norm_check(input, None, weight=weight)
+    per_channel = torch.empty(
+        input.shape[1:2], dtype=input.dtype if weight is None else weight.dtype, device=input.device
+    )
+    return (
+        _empty_like_input(input) if output_mask[0] else _none_like(input),
+        per_channel if output_mask[1] else _none_like(input),
+        torch.empty_like(per_channel) if output_mask[2] else _none_like(input),
+        _empty_like_input(input) if output_mask[3] else _none_like(input),
+    )
+
+
 # --- concat ---------------------------------------------------------------------------------------------------------
 
 
 @torch.library.register_fake("fastcnn::concat")
 def _concat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return torch.ops.aten.cat.default(tensors, dim).clone()
+
+
+# --- pooling --------------------------------------------------------------------------------------------------------
+
+
+def _pool_pair(op: str, name: str, values: _Ints) -> tuple[int, int]:
+    torch._check(
+        len(values) == 2,
+        lambda: f"fastcnn::{op}: {op}: {name} must either be a single int, or a tuple of two ints, but got {values}",
+    )
+    return values[0], values[1]
+
+
+def _pool2d_shape(
+    op: str, sizes: _Ints, kernel_size: _Ints, stride: _Ints, padding: _Ints, dilation: _Ints, ceil_mode: bool
+) -> list[int]:
+    kernel = _pool_pair(op, "kernel_size", kernel_size)
+    step = _pool_pair(op, "stride", stride) if len(stride) > 0 else kernel
+    pad = _pool_pair(op, "padding", padding)
+    dilate = _pool_pair(op, "dilation", dilation)
+    for name, values in (("kernel size", kernel), ("stride", step), ("dilation", dilate)):
+        torch._check(
+            values[0] > 0 and values[1] > 0,
+            lambda n=name, v=values: f"fastcnn::{op}: {n} should be greater than zero, but got {v}",
+        )
+    torch._check(len(sizes) == 4, lambda: f"fastcnn::{op}: 3D or 4D (batch mode) tensor expected, got {sizes}")
+    torch._check(
+        sizes[1] > 0 and sizes[2] > 0 and sizes[3] > 0,
+        lambda: f"fastcnn::{op}: Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size, got {sizes}",
+    )
+    out = []
+    for size, k, s, p, d in zip(sizes[2:], kernel, step, pad, dilate, strict=True):
+        torch._check(
+            0 <= p <= k // 2,
+            lambda k=k, p=p: f"fastcnn::{op}: pad should be non-negative and at most half of kernel size, got {p}, {k}",
+        )
+        n = (size + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0)) // s + 1
+        if ceil_mode and (n - 1) * s >= size + p:
+            n -= 1
+        torch._check(n >= 1, lambda n=n: f"fastcnn::{op}: Calculated output size {n}: Output size is too small")
+        out.append(n)
+    return [sizes[0], sizes[1], *out]
+
+
+def _pooled(input: Tensor, shape: _Ints, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(
+        shape, dtype=dtype or input.dtype, device=input.device, memory_format=suggest_memory_format(input)
+    )
+
+
+@torch.library.register_fake("fastcnn::max_pool2d")
+def _max_pool2d(
+    input: Tensor,
+    kernel_size: _Ints,
+    stride: _Ints = (),
+    padding: _Ints = (0, 0),
+    dilation: _Ints = (1, 1),
+    ceil_mode: bool = False,
+) -> Tensor:
+    return _pooled(input, _pool2d_shape("max_pool2d", input.shape, kernel_size, stride, padding, dilation, ceil_mode))
+
+
+@torch.library.register_fake("fastcnn::max_pool2d_with_indices")
+def _max_pool2d_with_indices(
+    input: Tensor,
+    kernel_size: _Ints,
+    stride: _Ints = (),
+    padding: _Ints = (0, 0),
+    dilation: _Ints = (1, 1),
+    ceil_mode: bool = False,
+) -> tuple[Tensor, Tensor]:
+    shape = _pool2d_shape("max_pool2d", input.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    return _pooled(input, shape), _pooled(input, shape, torch.int64)
+
+
+@torch.library.register_fake("fastcnn::_max_pool2d_train")
+def _max_pool2d_train(
+    input: Tensor, kernel_size: _Ints, stride: _Ints, padding: _Ints, dilation: _Ints, ceil_mode: bool
+) -> tuple[Tensor, Tensor]:
+    shape = _pool2d_shape("max_pool2d", input.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    dtype = torch.uint8 if kernel_size[0] * kernel_size[1] <= 256 else torch.int32
+    offsets = torch.empty(shape, dtype=dtype, device=input.device, memory_format=torch.channels_last)
+    return _pooled(input, shape), offsets
+
+
+@torch.library.register_fake("fastcnn::_max_pool2d_indices")
+def _max_pool2d_indices(
+    offsets: Tensor,
+    input_size: _Ints,
+    kernel_size: _Ints,
+    stride: _Ints,
+    padding: _Ints,
+    dilation: _Ints,
+    ceil_mode: bool,
+    memory_format: torch.memory_format,
+) -> Tensor:
+    return torch.empty(offsets.shape, dtype=torch.int64, device=offsets.device, memory_format=memory_format)
+
+
+@torch.library.register_fake("fastcnn::_max_pool2d_gather")
+def _max_pool2d_gather(
+    values: Tensor,
+    offsets: Tensor,
+    kernel_size: _Ints,
+    stride: _Ints,
+    padding: _Ints,
+    dilation: _Ints,
+    ceil_mode: bool,
+) -> Tensor:
+    return _pooled(values, offsets.shape)
+
+
+@torch.library.register_fake("fastcnn::max_pool2d_backward")
+def _max_pool2d_backward(
+    grad_output: Tensor,
+    offsets: Tensor,
+    input_size: _Ints,
+    kernel_size: _Ints,
+    stride: _Ints,
+    padding: _Ints,
+    dilation: _Ints,
+    ceil_mode: bool,
+    memory_format: torch.memory_format,
+) -> Tensor:
+    return _pool2d_grad_input(grad_output, input_size, memory_format)
+
+
+def _pool2d_grad_input(grad_output: Tensor, input_size: _Ints, memory_format: torch.memory_format) -> Tensor:
+    return torch.empty(input_size, dtype=grad_output.dtype, device=grad_output.device, memory_format=memory_format)
+
+
+@torch.library.register_fake("fastcnn::avg_pool2d")
+def _avg_pool2d(
+    input: Tensor,
+    kernel_size: _Ints,
+    stride: _Ints = (),
+    padding: _Ints = (0, 0),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    torch._check(
+        divisor_override is None or divisor_override != 0, lambda: "fastcnn::avg_pool2d: divisor must be not zero"
+    )
+    return _pooled(input, _pool2d_shape("avg_pool2d", input.shape, kernel_size, stride, padding, (1, 1), ceil_mode))
+
+
+@torch.library.register_fake("fastcnn::avg_pool2d_backward")
+def _avg_pool2d_backward(
+    grad_output: Tensor,
+    input_size: _Ints,
+    kernel_size: _Ints,
+    stride: _Ints,
+    padding: _Ints,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+    memory_format: torch.memory_format,
+) -> Tensor:
+    return _pool2d_grad_input(grad_output, input_size, memory_format)
+
+
+@torch.library.register_fake("fastcnn::adaptive_avg_pool2d")
+def _adaptive_avg_pool2d(input: Tensor, output_size: _Ints) -> Tensor:
+    op = "fastcnn::adaptive_avg_pool2d: "
+    torch._check(len(output_size) == 2, lambda: f"{op}output_size must be 2, but got {output_size}")
+    torch._check(
+        output_size[0] >= 0 and output_size[1] >= 0,
+        lambda: f"{op}elements of output_size must be greater than or equal to 0 but received {output_size}",
+    )
+    torch._check(input.dim() == 4, lambda: f"{op}Expected 3D or 4D tensor, but got {input.shape}")
+    if output_size[0] != 1 or output_size[1] != 1:
+        torch._check(
+            input.shape[2] > 0 and input.shape[3] > 0,
+            lambda: f"{op}Expected input to have non-zero size for non-batch dimensions, but got {input.shape}",
+        )
+    return _pooled(input, [input.shape[0], input.shape[1], *output_size])
+
+
+@torch.library.register_fake("fastcnn::adaptive_avg_pool2d_backward")
+def _adaptive_avg_pool2d_backward(
+    grad_output: Tensor, input_size: _Ints, memory_format: torch.memory_format
+) -> Tensor:
+    return _pool2d_grad_input(grad_output, input_size, memory_format)

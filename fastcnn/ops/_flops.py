@@ -13,7 +13,7 @@ def _conv2d_flop(
     input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, *args: Any,
     out_shape: Any = None, **kwargs: Any,
 ) -> int:  # fmt: skip
-    return int(conv_flop(input, weight, bias, stride, padding, dilation, False, out_shape=out_shape))
+    return int(conv_flop(input, weight, bias, stride, padding, dilation, False, out_val=out_shape))
 
 
 @register_flop_formula(torch.ops.fastcnn.conv2d_backward)
@@ -23,6 +23,7 @@ def _conv2d_backward_flop(
 ) -> int:  # fmt: skip
     return int(
         conv_backward_flop(
-            grad_output, input, weight, None, stride, padding, dilation, False, (0, 0), groups, output_mask, out_shape
+            grad_output, input, weight, None, stride, padding, dilation, False, (0, 0), groups, output_mask,
+            out_val=out_shape,
         )
     )

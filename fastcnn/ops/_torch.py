@@ -14,7 +14,7 @@ _TRACERS = ("torch._subclasses.", "torch.fx.")
 
 
 def use_torch(op: str, *tensors: Tensor | None) -> bool:
-    """Returns whether `op` has to run as torch's own: torch.func transforms, forward-mode AD, tensor subclasses.
+    """Returns whether `op` has to run as torch's own: torch.func transforms, forward-mode AD, subclasses, complex dtypes.
 
     Raises:
         NotImplementedError: it has to, and fastcnn.backends.fallback is off.
@@ -38,7 +38,13 @@ def _reason(tensors: tuple[Tensor | None, ...]) -> str | None:
     if forward_ad._current_level >= 0 and any(_has_tangent(t) for t in tensors):
         return "forward-mode AD"
     for t in tensors:
-        if t is not None and type(t) not in _PLAIN and not type(t).__module__.startswith(_TRACERS):
+        if t is None:
+            continue
+        if not isinstance(t, Tensor):
+            raise TypeError(f"fastcnn: expected Tensor, but got {type(t).__name__}")
+        if t.is_complex():
+            return f"{t.dtype}"
+        if type(t) not in _PLAIN and not type(t).__module__.startswith(_TRACERS):
             return f"the tensor subclass {type(t).__name__}"
     return None
 

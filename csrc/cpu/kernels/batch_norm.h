@@ -27,14 +27,14 @@ void store_lanes(T* p, typename Vec<T>::Reg a, int lanes) {
 // The mask's bits of a register whose first channel is `channel`; reads only bytes that hold valid lanes.
 template <typename T>
 uint32_t load_bits(const uint8_t* row, int64_t channel, int lanes) {
-  uint32_t bits = row[channel / 8];
-  if (lanes > 8) bits |= static_cast<uint32_t>(row[channel / 8 + 1]) << 8;
+  uint16_t bits = 0;
+  __builtin_memcpy(&bits, row + channel / 8, lanes > 8 ? 2 : 1);
   return bits >> (channel % 8);
 }
 
 inline void store_bits(uint8_t* bytes, uint32_t bits, int lanes) {
-  bytes[0] = static_cast<uint8_t>(bits);
-  if (lanes > 8) bytes[1] = static_cast<uint8_t>(bits >> 8);
+  const uint16_t pair = static_cast<uint16_t>(bits);  // little-endian, as every CPU that we build for
+  __builtin_memcpy(bytes, &pair, lanes > 8 ? 2 : 1);
 }
 
 template <bool kMask, typename T>
@@ -195,8 +195,10 @@ void apply_rows(const BatchNormApplyArgs<T>& a) {
       const typename V::Reg x = V::sub(load_lanes<kWhole>(input + c, lanes), load_lanes<kWhole>(mean + c, lanes));
       typename V::Reg y = V::fmadd(x, load_lanes<kWhole>(scale + c, lanes), load_lanes<kWhole>(shift + c, lanes));
       if constexpr (kResidual) y = V::add(y, load_lanes<kWhole>(residual + c, lanes));
-      store_lanes<kWhole>(output + c, kRelu ? V::relu(y) : y, lanes);
-      return kMask ? V::bits(V::greater_or_nan(y, V::zero())) : 0;
+      if constexpr (kRelu) y = V::relu(y);
+      store_lanes<kWhole>(output + c, y, lanes);
+      if constexpr (!kMask) return 0;
+      return ~V::bits(V::equal(y, V::zero())) & ((1u << lanes) - 1);  // all but zero: above it, or NaN
     };
     int64_t c = 0;
     for (; c + step <= channels; c += step) {

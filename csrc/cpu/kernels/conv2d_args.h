@@ -60,6 +60,23 @@ struct Conv2dGradWeightArgs {
   int64_t lanes;                 // valid lanes, at most vectors * width
 };
 
+// The same sum for layers of few input channels, with the roles exchanged: lanes are output channels.
+// transposed[row][lane] += sum over pixels p of input[input_offsets[p] + row_offsets[row]] * grad_output[p][lane]
+template <typename T>
+struct Conv2dGradWeightTapsArgs {
+  const T* input;
+  const int64_t* input_offsets;  // [pixels]
+  const int64_t* row_offsets;    // [rows]: (kernel row, kernel column, input channel)
+  int64_t rows;
+  const T* grad_output;          // [pixels, grad_stride]
+  int64_t grad_stride;
+  int64_t pixels;
+  T* transposed;                 // [rows, row_stride]
+  int64_t row_stride;
+  int vectors;
+  int64_t lanes;                 // valid lanes, at most vectors * width
+};
+
 // sums[c] = sum over rows of values[row * row_stride + c]
 template <typename T>
 struct SumRowsArgs {

@@ -76,6 +76,77 @@ void conv2d_grad_weight(const Conv2dGradWeightArgs<T>& a) {
   }
 }
 
+template <typename T, int Rows, int Vectors>
+void conv2d_grad_weight_taps_tile(const Conv2dGradWeightTapsArgs<T>& a, int64_t row) {
+  using V = Vec<T>;
+  using Reg = typename V::Reg;
+  constexpr int kWidth = V::kWidth;
+  const int last = static_cast<int>(a.lanes - (Vectors - 1) * kWidth);
+
+  // 1. Sum over the pixels in registers.
+  Reg acc[Rows][Vectors];
+  const T* in[Rows];
+#pragma GCC unroll 16
+  for (int m = 0; m < Rows; ++m) {
+    in[m] = a.input + a.row_offsets[row + m];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) acc[m][v] = V::zero();
+  }
+  const T* grad = a.grad_output;
+  for (int64_t p = 0; p < a.pixels; ++p, grad += a.grad_stride) {
+    const int64_t offset = a.input_offsets[p];
+    Reg g[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v)
+      g[v] = v < Vectors - 1 || last == kWidth ? V::load(grad + v * kWidth) : V::load_first(grad + v * kWidth, last);
+#pragma GCC unroll 16
+    for (int m = 0; m < Rows; ++m) {
+      const Reg x = V::broadcast(in[m][offset]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) acc[m][v] = V::fmadd(x, g[v], acc[m][v]);
+    }
+  }
+
+  // 2. Add onto the gradient.
+#pragma GCC unroll 16
+  for (int m = 0; m < Rows; ++m) {
+    T* out = a.transposed + (row + m) * a.row_stride;
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      const int n = v < Vectors - 1 ? kWidth : last;
+      V::store_first(out + v * kWidth, V::add(V::load_first(out + v * kWidth, n), acc[m][v]), n);
+    }
+  }
+}
+
+template <typename T, int Rows, int Vectors>
+void conv2d_grad_weight_taps_rows(const Conv2dGradWeightTapsArgs<T>& a, int64_t row, int rows) {
+  if (rows == Rows) {
+    conv2d_grad_weight_taps_tile<T, Rows, Vectors>(a, row);
+  } else if constexpr (Rows > 1) {
+    conv2d_grad_weight_taps_rows<T, Rows - 1, Vectors>(a, row, rows);
+  }
+}
+
+template <typename T, int Vectors>
+void conv2d_grad_weight_taps_vectors(const Conv2dGradWeightTapsArgs<T>& a) {
+  if (a.vectors == Vectors) {
+    constexpr int kRows = rows_for(Vectors);
+    const int64_t tiles = (a.rows + kRows - 1) / kRows;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t begin = a.rows * t / tiles;
+      conv2d_grad_weight_taps_rows<T, kRows, Vectors>(a, begin, static_cast<int>(a.rows * (t + 1) / tiles - begin));
+    }
+  } else if constexpr (Vectors > 1) {
+    conv2d_grad_weight_taps_vectors<T, Vectors - 1>(a);
+  }
+}
+
+template <typename T>
+void conv2d_grad_weight_taps(const Conv2dGradWeightTapsArgs<T>& a) {
+  conv2d_grad_weight_taps_vectors<T, kMaxVectors>(a);
+}
+
 template <typename T>
 void sum_rows(const SumRowsArgs<T>& a) {
   using V = Vec<T>;

@@ -12,6 +12,7 @@
   KERNEL(conv2d_direct, Conv2dDirectArgs)                                     \
   KERNEL(conv2d_pack, Conv2dPackArgs)                                         \
   KERNEL(conv2d_grad_weight, Conv2dGradWeightArgs)                            \
+  KERNEL(conv2d_grad_weight_taps, Conv2dGradWeightTapsArgs)                   \
   KERNEL(conv2d_depthwise, Conv2dDepthwiseArgs)                               \
   KERNEL(conv2d_depthwise_grad_input, Conv2dDepthwiseArgs)                    \
   KERNEL(conv2d_depthwise_grad_weight, Conv2dDepthwiseGradWeightArgs)         \

@@ -22,44 +22,64 @@ inline typename Vec<T>::Reg load_offsets(const int32_t* p, int lanes) {
   return Vec<T>::load_i32(p, lanes);
 }
 
-// With kTracked the winning taps go to `offsets`.
+// One window, of kRows x kCols taps where these are not 0: then the taps are unrolled, and each one's loads are a stream
+// of their own to the prefetcher. With kTracked the winning taps go to `offsets`.
+template <bool kTracked, int kRows, int kCols, typename T, typename Offset>
+inline __attribute__((always_inline)) void max_pool2d_window(const MaxPool2dArgs<T>& a, const PoolWindow& rows,
+                                                             const PoolWindow& cols, const T* window, T* output,
+                                                             Offset* offsets) {
+  using V = Vec<T>;
+  const int64_t row_count = kRows > 0 ? kRows : rows.count, col_count = kCols > 0 ? kCols : cols.count;
+  const int64_t step_h = a.dilation_h * a.in_w * a.channels, step_w = a.dilation_w * a.channels;
+  const T first_tap = static_cast<T>(rows.tap * a.kernel_w + cols.tap);
+  over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) {
+    constexpr int kVectors = decltype(block)::kVectors;
+    typename V::Reg best[kVectors], winner[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      best[v] = V::broadcast(-__builtin_inf());
+      winner[v] = V::broadcast(first_tap);
+    }
+#pragma GCC unroll 3
+    for (int64_t i = 0; i < row_count; ++i) {
+      const T* p = window + i * step_h + c;
+      typename V::Reg tap = V::broadcast(first_tap + static_cast<T>(i * a.kernel_w));
+#pragma GCC unroll 3
+      for (int64_t j = 0; j < col_count; ++j, p += step_w) {
+        for (int v = 0; v < kVectors; ++v) {
+          const typename V::Reg x = block.load(p, v, lanes);
+          __builtin_prefetch(p + v * V::kWidth + 2*step_w);
+          const typename V::Mask wins = V::greater_or_nan(x, best[v]);
+          best[v] = V::select(wins, x, best[v]);
+          if constexpr (kTracked) winner[v] = V::select(wins, tap, winner[v]);
+        }
+        if constexpr (kTracked) tap = V::add(tap, V::broadcast(1));
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      block.store(output + c, best[v], v, lanes);
+      if constexpr (kTracked) store_offsets<T>(offsets + c + v * V::kWidth, winner[v], lanes);
+    }
+  });
+}
+
 template <bool kTracked, typename T, typename Offset>
 void max_pool2d_rows(const MaxPool2dArgs<T>& a, Offset* offsets) {
-  using V = Vec<T>;
-  const int64_t step = a.dilation_w * a.channels;
   for (int64_t row = a.row_begin; row < a.row_end; ++row) {
-    const PoolWindow rows = a.rows[row % a.out_h];
-    const T* image = a.input + row / a.out_h * a.in_h * a.in_w * a.channels;
+    const PoolWindow& rows = a.rows[row % a.out_h];
+    const T* image_row = a.input + (row / a.out_h * a.in_h + rows.begin) * a.in_w * a.channels;
     for (int64_t ow = 0; ow < a.out_w; ++ow) {
-      const PoolWindow cols = a.cols[ow];
-      const T* window = image + (rows.begin * a.in_w + cols.begin) * a.channels;
-      const T first_tap = static_cast<T>(rows.tap * a.kernel_w + cols.tap);
+      const PoolWindow& cols = a.cols[ow];
+      const T* window = image_row + cols.begin * a.channels;
       const int64_t pixel = (row * a.out_w + ow) * a.channels;
-      over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) {
-        constexpr int kVectors = decltype(block)::kVectors;
-        typename V::Reg best[kVectors], winner[kVectors];
-        for (int v = 0; v < kVectors; ++v) {
-          best[v] = V::broadcast(-__builtin_inf());
-          winner[v] = V::broadcast(first_tap);
-        }
-        for (int64_t i = 0; i < rows.count; ++i) {
-          const T* p = window + i * a.dilation_h * a.in_w * a.channels + c;
-          typename V::Reg tap = V::broadcast(first_tap + static_cast<T>(i * a.kernel_w));
-          for (int64_t j = 0; j < cols.count; ++j, p += step) {
-            for (int v = 0; v < kVectors; ++v) {
-              const typename V::Reg x = block.load(p, v, lanes);
-              const typename V::Mask wins = V::greater_or_nan(x, best[v]);
-              best[v] = V::select(wins, x, best[v]);
-              if constexpr (kTracked) winner[v] = V::select(wins, tap, winner[v]);
-            }
-            if constexpr (kTracked) tap = V::add(tap, V::broadcast(1));
-          }
-        }
-        for (int v = 0; v < kVectors; ++v) {
-          block.store(a.output + pixel + c, best[v], v, lanes);
-          if constexpr (kTracked) store_offsets<T>(offsets + pixel + c + v * V::kWidth, winner[v], lanes);
-        }
-      });
+      T* output = a.output + pixel;
+      Offset* offset = kTracked ? offsets + pixel : nullptr;
+      if (rows.count == 2 && cols.count == 2) {
+        max_pool2d_window<kTracked, 2, 2>(a, rows, cols, window, output, offset);
+      } else if (rows.count == 3 && cols.count == 3) {
+        max_pool2d_window<kTracked, 3, 3>(a, rows, cols, window, output, offset);
+      } else {
+        max_pool2d_window<kTracked, 0, 0>(a, rows, cols, window, output, offset);
+      }
     }
   }
 }

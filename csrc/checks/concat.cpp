@@ -1,0 +1,55 @@
+#include <ATen/native/TypeProperties.h>
+#include <ATen/WrapDimUtils.h>
+
+#include <optional>
+
+#include "checks.h"
+
+namespace fastcnn::checks {
+namespace {
+
+constexpr const char* kOp = "fastcnn::concat: ";
+
+// channels_last where every tensor suggests it, as torch.cat chooses.
+at::MemoryFormat common_format(at::TensorList tensors) {
+  const at::MemoryFormat first = tensors[0].suggest_memory_format();
+  for (const at::Tensor& t : tensors)
+    if (t.suggest_memory_format() != first) return at::MemoryFormat::Contiguous;
+  return first;
+}
+
+}  // namespace
+
+Concat concat(at::TensorList tensors, int64_t dim) {
+  TORCH_CHECK_VALUE(!tensors.empty(), kOp, "expected a non-empty list of Tensors");
+  Concat c{};
+  const at::Tensor* model = nullptr;  // the first tensor that is not skipped
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const at::Tensor& t = tensors[i];
+    TORCH_CHECK(t.dim() > 0, kOp, "zero-dimensional tensor (at position ", i, ") cannot be concatenated");
+    TORCH_CHECK(t.device() == tensors[0].device(), kOp, "Expected all tensors to be on the same device, but found ",
+                tensors[0].device(), " and ", t.device());
+    c.skipped.push_back(t.dim() == 1 && t.size(0) == 0);
+    if (!c.skipped.back() && model == nullptr) model = &t;
+  }
+  c.dtype = at::native::result_type(tensors);
+  c.memory_format = common_format(tensors);
+  const at::Tensor& first = model != nullptr ? *model : tensors[0];
+  c.dim = model != nullptr ? at::maybe_wrap_dim(dim, first.dim()) : 0;
+  c.sizes = first.sizes().vec();
+  c.sizes[c.dim] = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (c.skipped[i]) continue;
+    const at::Tensor& t = tensors[i];
+    TORCH_CHECK(t.dim() == first.dim(), kOp, "Tensors must have same number of dimensions: got ", first.dim(), " and ",
+                t.dim());
+    for (int64_t d = 0; d < t.dim(); ++d)
+      TORCH_CHECK(d == c.dim || t.size(d) == first.size(d), kOp, "Sizes of tensors must match except in dimension ",
+                  c.dim, ". Expected size ", first.size(d), " but got size ", t.size(d), " for tensor number ", i,
+                  " in the list.");
+    c.sizes[c.dim] += t.size(c.dim);
+  }
+  return c;
+}
+
+}  // namespace fastcnn::checks

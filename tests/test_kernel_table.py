@@ -1,0 +1,41 @@
+"""Every kernel of the table is reached by a call of an op: one list, so that an untested kernel cannot exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from kernels import recorded, table
+
+from fastcnn import ops
+
+
+def _conv2d(c: int, k: int, groups: int = 1) -> Callable[[], Any]:
+    def call() -> None:
+        input = torch.randn(1, c, 6, 6, requires_grad=True)
+        weight = torch.randn(k, c // groups, 3, 3, requires_grad=True)
+        ops.conv2d(input, weight, torch.zeros(k, requires_grad=True), groups=groups).sum().backward()
+
+    return call
+
+
+# Runs within another kernel's call and leaves no record of its own.
+PARTS = {"conv2d_pack": "conv2d_direct"}
+CALLS: dict[str, Callable[[], Any]] = {
+    "conv2d_direct": _conv2d(16, 16),
+    "conv2d_grad_weight": _conv2d(16, 16),
+    "conv2d_grad_weight_taps": _conv2d(1, 64),
+    "sum_rows": _conv2d(16, 16),
+    "conv2d_depthwise": _conv2d(8, 8, 8),
+    "conv2d_depthwise_grad_input": _conv2d(8, 8, 8),
+    "conv2d_depthwise_grad_weight": _conv2d(8, 8, 8),
+}
+
+
+@pytest.mark.parametrize("kernel", table())
+def test_kernel_is_reached(kernel: str) -> None:
+    kernel = PARTS.get(kernel, kernel)
+    assert kernel in CALLS, f"no call in this file reaches {kernel}"
+    assert kernel in recorded(CALLS[kernel])
