@@ -117,7 +117,7 @@ def run(*command: str) -> None:
 
 
 setup(
-    install_requires=[torch_requirement(find_torch())],
+    install_requires=["numpy", torch_requirement(find_torch())],
     # Without sources: it only tells setuptools that the package is not pure Python.
     ext_modules=[Extension("fastcnn.lib", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": PlatformWheel},
