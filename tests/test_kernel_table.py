@@ -21,6 +21,15 @@ def _conv2d(c: int, k: int, groups: int = 1) -> Callable[[], Any]:
     return call
 
 
+def _pool2d(op: Callable[..., torch.Tensor], *args: Any) -> Callable[[], Any]:
+    return lambda: op(torch.randn(1, 3, 6, 6, requires_grad=True), *args).sum().backward()
+
+
+def _batch_norm() -> None:
+    input = torch.randn(4, 3, 6, 6, requires_grad=True)
+    ops.batch_norm_relu(input, None, None, training=True).sum().backward()
+
+
 # Runs within another kernel's call and leaves no record of its own.
 PARTS = {"conv2d_pack": "conv2d_direct"}
 CALLS: dict[str, Callable[[], Any]] = {
@@ -31,6 +40,16 @@ CALLS: dict[str, Callable[[], Any]] = {
     "conv2d_depthwise": _conv2d(8, 8, 8),
     "conv2d_depthwise_grad_input": _conv2d(8, 8, 8),
     "conv2d_depthwise_grad_weight": _conv2d(8, 8, 8),
+    "max_pool2d": _pool2d(ops.max_pool2d, 2),
+    "max_pool2d_backward": _pool2d(ops.max_pool2d, 2),
+    "avg_pool2d": _pool2d(ops.avg_pool2d, 2),
+    "avg_pool2d_backward": _pool2d(ops.avg_pool2d, 2),
+    "global_avg_pool2d": _pool2d(ops.adaptive_avg_pool2d, 1),
+    "global_avg_pool2d_backward": _pool2d(ops.adaptive_avg_pool2d, 1),
+    "batch_norm_stats": _batch_norm,
+    "batch_norm_apply": _batch_norm,
+    "batch_norm_grad_sums": _batch_norm,
+    "batch_norm_grad_input": _batch_norm,
 }
 
 
