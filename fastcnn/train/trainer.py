@@ -71,18 +71,21 @@ class Trainer:
         if self.checkpoint is None:
             return
         rng = {kind: distributed.gather(state, self.device) for kind, state in self._rng.items()}
-        if distributed.rank() == 0:
-            save_checkpoint(
-                self.checkpoint,
-                {
-                    "model": self.model.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "epoch": self.epoch,
-                    "history": self.history.to_list(),
-                    "rng": rng,
-                    "config": dict(self.config),
-                },
-            )
+        if distributed.rank() != 0:
+            return
+        checkpoint = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "history": self.history.to_list(),
+            "rng": rng,
+            "config": dict(self.config),
+        }
+        try:
+            save_checkpoint(self.checkpoint, checkpoint)
+        except KeyboardInterrupt:
+            save_checkpoint(self.checkpoint, checkpoint)  # the epoch is finished: Ctrl-C must not lose it
+            raise
 
     def resume(self) -> None:
         """Go on from the checkpoint: the next epoch is the one after its last finished one.

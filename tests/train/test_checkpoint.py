@@ -71,6 +71,23 @@ def test_checkpoint_is_there_before_the_first_epoch_is_finished(uninterrupted, t
     assert_same_run(run(path, 4, resume=True), uninterrupted)
 
 
+def test_checkpoint_interrupted_while_it_is_written_keeps_the_finished_epoch(uninterrupted, tmp_path, monkeypatch):
+    path, save, saves = tmp_path / "checkpoint.pt", torch.save, []
+
+    def interrupted_save(document, file):
+        saves.append(document["epoch"])
+        if saves == [0, 1, 2]:
+            file.write(b"half of the file")
+            raise KeyboardInterrupt
+        save(document, file)
+
+    monkeypatch.setattr(torch, "save", interrupted_save)
+    with pytest.raises(KeyboardInterrupt):
+        run(path, 4)
+    assert saves == [0, 1, 2, 2] and load_checkpoint(path)["epoch"] == 2
+    assert_same_run(run(path, 4, resume=True), uninterrupted)
+
+
 def test_checkpoint_of_a_finished_run_trains_longer_or_not_at_all(uninterrupted, tmp_path):
     path = tmp_path / "checkpoint.pt"
     run(path, 3)
