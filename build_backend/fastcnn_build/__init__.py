@@ -33,7 +33,9 @@ __all__ = [
 
 ConfigSettings = dict[str, Any] | None
 
-if int(setuptools.__version__.split(".")[0]) < 77:  # only without build isolation, where nobody installs what we require
+if (
+    int(setuptools.__version__.split(".")[0]) < 77
+):  # only without build isolation, where nobody installs what we require
     raise SystemExit(
         f"fastcnn: expected setuptools 77 or newer, but found {setuptools.__version__}. Without build isolation, run "
         "first: pip install 'setuptools>=77' cmake ninja"

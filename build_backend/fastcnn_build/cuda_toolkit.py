@@ -11,6 +11,8 @@ from pathlib import Path
 
 from fastcnn_build.torch_environment import Torch
 
+USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
+
 
 @dataclass(frozen=True)
 class Cuda:
@@ -57,8 +59,8 @@ def _places() -> list[tuple[str, str | None]]:
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if home := os.environ.get(name):  # the user's word: nowhere else
             return [(f"{name}={home}, {home}/bin/nvcc", f"{home}/bin/nvcc")]
-    on_path, usual = shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"
-    return [(f"nvcc on PATH, {on_path}" if on_path else "nvcc on PATH", on_path), (usual, usual)]
+    on_path = shutil.which("nvcc")
+    return [(f"nvcc on PATH, {on_path}" if on_path else "nvcc on PATH", on_path), (USUAL_NVCC, USUAL_NVCC)]
 
 
 def _nvcc_version(path: str) -> str | None:
