@@ -1,7 +1,8 @@
-# make demo | test | lint: each makes .venv on first use, installs into it what it needs, and is quick the second time.
+# make demo | test | bench | lint: each makes .venv on first use, installs into it what it needs, and is quick the second time.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 venv := .venv
 bin := $(venv)/bin
@@ -11,7 +12,7 @@ sources := pyproject.toml setup.py CMakeLists.txt $(shell find csrc fastcnn buil
 	-not -path '*/__pycache__*' -not -path 'fastcnn/lib*' -not -name _build_info.json)
 cpp_sources = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 .DELETE_ON_ERROR:
 
 demo: $(venv)/.installed-train
@@ -20,6 +21,10 @@ demo: $(venv)/.installed-train
 # pytest sees the installed package, not the folder fastcnn/ here; so do the Pythons that tests start.
 test: $(venv)/.installed-test
 	PYTHONSAFEPATH=1 $(bin)/pytest $(PYTEST_ARGS)
+
+# Every layer of the seven networks against torch; BENCH_ARGS="--batches 8 --threads 2 -k conv" narrows it.
+bench: $(venv)/.installed-bench
+	PYTHONSAFEPATH=1 $(bin)/pytest benchmarks --benchmark-quiet --benchmark-json=benchmark.json $(BENCH_ARGS)
 
 lint: $(venv)/.installed-lint
 	$(bin)/ruff check
