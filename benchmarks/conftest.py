@@ -50,9 +50,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             f"{e['ours_ms']:.3f}", f"{e['torch_ms']:.3f}", f"{e['ratio']:.2f}",
             f"{e['gflops']:.0f}" if e.get("gflops") else "",
         )  # fmt: skip
+    cpu = session.machine_info["cpu"].get("brand_raw", "unknown CPU")
     console = Console(width=150)
     console.print(table)
     console.print(
-        f"float32, channels_last, torch {torch.__version__}, {session.machine_info['cpu'].get('brand_raw', 'unknown CPU')}, "
+        f"float32, channels_last, torch {torch.__version__}, {cpu}, "
         f"fastcnn kernels {_library.load().fastcnn_cpu_capability().decode()}, fallback off"
     )

@@ -18,7 +18,7 @@ NETWORKS = ("lenet", "lenet_bn", "alexnet", "vgg11", "nin", "googlenet", "resnet
 
 @dataclass(frozen=True)
 class Layer:
-    """One op on one input: ours and torch's as functions of (input, weight, bias), and the weight's shape if it has one."""
+    """One op on one input: ours and torch's as functions of (input, weight, bias), and the shape of its weight."""
 
     network: str  # the first that has it
     name: str
@@ -36,7 +36,9 @@ class Layer:
         return 2 * output.numel() * self.weight[1] * self.weight[2] * self.weight[3]
 
 
-def _describe(module: nn.Module) -> tuple[str, tuple[int, ...] | None, Callable[..., Tensor], Callable[..., Tensor]] | None:
+def _describe(
+    module: nn.Module,
+) -> tuple[str, tuple[int, ...] | None, Callable[..., Tensor], Callable[..., Tensor]] | None:
     kwargs: dict[str, Any]
     if isinstance(module, nn.Conv2d):
         kwargs = dict(stride=module.stride, padding=module.padding, groups=module.groups)
@@ -46,11 +48,21 @@ def _describe(module: nn.Module) -> tuple[str, tuple[int, ...] | None, Callable[
     if isinstance(module, nn.MaxPool2d):
         kwargs = dict(kernel_size=module.kernel_size, stride=module.stride, padding=module.padding)
         name = f"max_pool{module.kernel_size}/{module.stride}"
-        return name, None, partial(_without_weight, ops.max_pool2d, kwargs), partial(_without_weight, F.max_pool2d, kwargs)
+        return (
+            name,
+            None,
+            partial(_without_weight, ops.max_pool2d, kwargs),
+            partial(_without_weight, F.max_pool2d, kwargs),
+        )
     if isinstance(module, nn.AvgPool2d):
         kwargs = dict(kernel_size=module.kernel_size, stride=module.stride, padding=module.padding)
         name = f"avg_pool{module.kernel_size}/{module.stride}"
-        return name, None, partial(_without_weight, ops.avg_pool2d, kwargs), partial(_without_weight, F.avg_pool2d, kwargs)
+        return (
+            name,
+            None,
+            partial(_without_weight, ops.avg_pool2d, kwargs),
+            partial(_without_weight, F.avg_pool2d, kwargs),
+        )
     if isinstance(module, nn.AdaptiveAvgPool2d):
         kwargs = dict(output_size=1)
         ours = partial(_without_weight, ops.adaptive_avg_pool2d, kwargs)

@@ -1,4 +1,4 @@
-"""Switches for how fastcnn's ops choose their kernels. Each thread has its own; a forward keeps its own for its backward."""
+"""Switches for how fastcnn's ops choose their kernels. Each thread has its own; a backward runs under its forward's."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ class fallback:  # noqa: N801 - reads as a function, and works as a context mana
     """
 
     def __init__(self, enabled: bool) -> None:
+        """Sets the switch; see the class."""
         self._previous = bool(_library.load().fastcnn_set_fallback(int(enabled)))
 
     def __enter__(self) -> None:
-        return None
+        """Leaves the switch as set."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Puts back what the switch was before."""
         _library.load().fastcnn_set_fallback(int(self._previous))
 
 

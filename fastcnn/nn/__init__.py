@@ -1,4 +1,4 @@
-"""Drop-in modules: torch.nn's own, with forward passes through fastcnn.ops. Parameters, buffers and keys are torch's."""
+"""Drop-in modules: torch.nn's own with forward passes through fastcnn.ops. Parameters, buffers, keys are torch's."""
 
 from fastcnn.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNormReLU2d, convert_sync_batchnorm
 from fastcnn.nn.concat import Concat

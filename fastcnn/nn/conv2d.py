@@ -36,7 +36,7 @@ class Conv2d(nn.Conv2d):
         self.weight = nn.Parameter(self.weight.detach().to(memory_format=torch.channels_last))
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As torch.nn.Module's; a weight about to be pruned takes plain strides, as torch.nn.utils.prune flattens it."""
+        """As torch.nn.Module's; a weight about to be pruned becomes contiguous, as torch.nn.utils.prune flattens it."""
         if name == "weight_orig" and param is not None:
             param.data = param.data.contiguous()
         super().register_parameter(name, param)
@@ -54,5 +54,5 @@ class Conv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         """What repr() shows between the brackets."""
-        text = super().extra_repr()
+        text = str(super().extra_repr())  # type: ignore[no-untyped-call]
         return text if self.activation is None else f"{text}, activation={self.activation!r}"

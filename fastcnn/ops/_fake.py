@@ -1,4 +1,4 @@
-"""Fake kernels: shape, dtype and strides of every op without its data, for tracing. The checks raise what torch raises."""
+"""Fake kernels: every op's shapes, dtypes and strides without data, for tracing. The checks raise what torch raises."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def _conv2d_shape(
     torch._check(groups > 0, lambda: f"non-positive groups is not supported, but got groups={groups}")
     torch._check(
         input.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0,
-        lambda: f"Given groups={groups}, weight of size {weight.shape}, expected input{input.shape} to have "
-        f"{weight.shape[1] * groups} channels",
+        lambda: (
+            f"Given groups={groups}, weight of size {weight.shape}, expected input{input.shape} to have "
+            f"{weight.shape[1] * groups} channels"
+        ),
     )
     torch._check(
         input.dtype == weight.dtype,
         lambda: f"Input type ({input.dtype}) and weight type ({weight.dtype}) should be the same",
     )
-    out = [
-        _conv_out_size(input.shape[2 + d], weight.shape[2 + d], stride[d], padding[d], dilation[d]) for d in (0, 1)
-    ]
+    out = [_conv_out_size(input.shape[2 + d], weight.shape[2 + d], stride[d], padding[d], dilation[d]) for d in (0, 1)]
     torch._check(
         out[0] > 0 and out[1] > 0, lambda: f"Kernel size can't be greater than actual input size: {input.shape}"
     )
@@ -72,9 +72,7 @@ def _conv2d(
             lambda: f"expected bias to be 1-dimensional with {shape[1]} elements, but got {bias.shape}",
         )
         torch._check(input.dtype == bias.dtype, lambda: f"Input type ({input.dtype}) and bias type ({bias.dtype})")
-    return torch.empty(
-        shape, dtype=input.dtype, device=input.device, memory_format=_conv2d_format(input, weight)
-    )
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=_conv2d_format(input, weight))
 
 
 @torch.library.register_fake("fastcnn::conv2d_backward")
@@ -106,9 +104,7 @@ def _conv2d_backward(
 
 
 def _empty_like_input(input: Tensor) -> Tensor:
-    return torch.empty(
-        input.shape, dtype=input.dtype, device=input.device, memory_format=suggest_memory_format(input)
-    )
+    return torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=suggest_memory_format(input))
 
 
 def _batch_norm_rows(input: Tensor) -> int:
@@ -222,7 +218,8 @@ def _batch_norm_backward(
 
 @torch.library.register_fake("fastcnn::concat")
 def _concat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    return torch.ops.aten.cat.default(tensors, dim).clone()
+    output: Tensor = torch.ops.aten.cat.default(tensors, dim)
+    return output.clone()
 
 
 # --- pooling --------------------------------------------------------------------------------------------------------
@@ -403,7 +400,5 @@ def _adaptive_avg_pool2d(input: Tensor, output_size: _Ints) -> Tensor:
 
 
 @torch.library.register_fake("fastcnn::adaptive_avg_pool2d_backward")
-def _adaptive_avg_pool2d_backward(
-    grad_output: Tensor, input_size: _Ints, memory_format: torch.memory_format
-) -> Tensor:
+def _adaptive_avg_pool2d_backward(grad_output: Tensor, input_size: _Ints, memory_format: torch.memory_format) -> Tensor:
     return _pool2d_grad_input(grad_output, input_size, memory_format)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import conv_backward_flop, conv_flop, register_flop_formula
+from torch.utils import flop_counter
+from torch.utils.flop_counter import register_flop_formula
+
+# Wrapped by their own registration: they take out_val, of which they read the shapes.
+_conv_flop: Any = flop_counter.conv_flop
+_conv_backward_flop: Any = flop_counter.conv_backward_flop
 
 
 @register_flop_formula(torch.ops.fastcnn.conv2d)
@@ -13,7 +18,7 @@ def _conv2d_flop(
     input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, *args: Any,
     out_shape: Any = None, **kwargs: Any,
 ) -> int:  # fmt: skip
-    return int(conv_flop(input, weight, bias, stride, padding, dilation, False, out_val=out_shape))
+    return int(_conv_flop(input, weight, bias, stride, padding, dilation, False, out_val=out_shape))
 
 
 @register_flop_formula(torch.ops.fastcnn.conv2d_backward)
@@ -22,8 +27,18 @@ def _conv2d_backward_flop(
     *, out_shape: Any, **kwargs: Any,
 ) -> int:  # fmt: skip
     return int(
-        conv_backward_flop(
-            grad_output, input, weight, None, stride, padding, dilation, False, (0, 0), groups, output_mask,
+        _conv_backward_flop(
+            grad_output,
+            input,
+            weight,
+            None,
+            stride,
+            padding,
+            dilation,
+            False,
+            (0, 0),
+            groups,
+            output_mask,
             out_val=out_shape,
         )
     )

@@ -14,7 +14,7 @@ _TRACERS = ("torch._subclasses.", "torch.fx.")
 
 
 def use_torch(op: str, *tensors: Tensor | None) -> bool:
-    """Returns whether `op` has to run as torch's own: torch.func transforms, forward-mode AD, subclasses, complex dtypes.
+    """Returns whether `op` has to run as torch's own: torch.func, forward-mode AD, tensor subclasses, complex dtypes.
 
     Raises:
         NotImplementedError: it has to, and fastcnn.backends.fallback is off.

@@ -23,7 +23,7 @@ def conv2d(
     groups: int = 1,
     activation: str | None = None,
 ) -> Tensor:
-    """Cross-correlates a batch of images with a bank of kernels, as torch.nn.functional.conv2d, and optionally applies ReLU.
+    """Cross-correlates images with a bank of kernels, as torch.nn.functional.conv2d, and optionally applies ReLU.
 
     ``out_h = floor((H + 2 * padding_h - dilation_h * (kernel_h - 1) - 1) / stride_h) + 1``, and likewise ``out_w``.
 
@@ -54,7 +54,7 @@ def conv2d(
     Source: Zhang et al., High Performance Zero-Memory Overhead Direct Convolutions, ICML 2018.
     """
     if _torch.use_torch("conv2d", input, weight, bias):
-        output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         return F.relu(output) if activation is not None else output
     stride, dilation = _pair(stride), _pair(dilation)
     batched = input.dim() != 3
@@ -62,15 +62,15 @@ def conv2d(
         input = input.unsqueeze(0)
     if isinstance(padding, str):
         input, padding = _string_padding(input, weight, stride, padding, dilation)
-    output = torch.ops.fastcnn.conv2d.default(
+    result: Tensor = torch.ops.fastcnn.conv2d.default(
         input, weight, bias, stride, _pair(padding), dilation, groups, activation
     )
-    return output if batched else output.squeeze(0)
+    return result if batched else result.squeeze(0)
 
 
 def _pair(value: _IntOrPair) -> Sequence[int]:
     if isinstance(value, Sequence):
-        return value * 2 if len(value) == 1 else value
+        return (value[0], value[0]) if len(value) == 1 else value
     return (value, value)
 
 

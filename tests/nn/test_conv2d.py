@@ -49,7 +49,7 @@ def test_conv2d_module_equals_torchs(name: str) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_conv2d_module_weight_is_channels_last(name: str) -> None:
     layer, _ = twins(name)
-    k, c, h, w = layer.weight.shape
+    _, c, h, w = layer.weight.shape
     assert layer.weight.stride() == (h * w * c, 1, w * c, c)
     other = copy.deepcopy(layer)
     other.load_state_dict(layer.state_dict())

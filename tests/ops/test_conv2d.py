@@ -40,7 +40,9 @@ def tensors(
     generator = torch.Generator().manual_seed(1)
     groups = sample.get("groups", 1)
     input = torch.randn(sample["n"], sample["c"], *sample["size"], generator=generator, dtype=torch.float64)
-    weight = torch.randn(sample["k"], sample["c"] // groups, *sample["kernel"], generator=generator, dtype=torch.float64)
+    weight = torch.randn(
+        sample["k"], sample["c"] // groups, *sample["kernel"], generator=generator, dtype=torch.float64
+    )
     bias = torch.randn(sample["k"], generator=generator, dtype=torch.float64)
     made = [t.to(dtype).requires_grad_(grad) for t in (input, weight, bias)]
     options = {key: sample[key] for key in ("stride", "padding", "dilation", "groups") if key in sample}
@@ -163,9 +165,7 @@ def test_conv2d_opcheck(name: str) -> None:
     torch.library.opcheck(torch.ops.fastcnn.conv2d.default, (nhwc, weight, bias, *args))
     grad_output = torch.randn_like(conv2d(input, weight, bias, **options)).detach().requires_grad_()
     for mask in ([True, True, True], [False, True, False]):
-        torch.library.opcheck(
-            torch.ops.fastcnn.conv2d_backward.default, (grad_output, input, weight, *args, mask)
-        )
+        torch.library.opcheck(torch.ops.fastcnn.conv2d_backward.default, (grad_output, input, weight, *args, mask))
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])

@@ -31,7 +31,9 @@ def generate(make: Callable[[random.Random], dict[str, Any]], count: int, seed: 
     return [make(rng) for _ in range(count)]
 
 
-def assert_conditions(configs: Iterable[dict[str, Any]], conditions: dict[str, Callable[[dict[str, Any]], bool]]) -> None:
+def assert_conditions(
+    configs: Iterable[dict[str, Any]], conditions: dict[str, Callable[[dict[str, Any]], bool]]
+) -> None:
     """Every named condition occurs at least ten times among the configurations."""
     configs = list(configs)
     counts = Counter({name: sum(map(holds, configs)) for name, holds in conditions.items()})
@@ -41,7 +43,7 @@ def assert_conditions(configs: Iterable[dict[str, Any]], conditions: dict[str, C
 
 def assert_raises_like(ours: Callable[[], Any], theirs: Callable[[], Any], *key_words: str) -> None:
     """Both calls raise the same exception type, and both messages hold the key words."""
-    with pytest.raises(Exception) as expected:  # noqa: PT011 - torch says which type
+    with pytest.raises(Exception) as expected:
         theirs()
     with pytest.raises(expected.type) as got:
         ours()
