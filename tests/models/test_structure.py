@@ -277,7 +277,7 @@ def test_network_same_seed_gives_both_layer_sets_the_same_weights(case: Any) -> 
 @pytest.mark.parametrize("layers", ["fastcnn", "torch"])
 def test_network_survives_pickle_and_deepcopy(case: Any, layers: str) -> None:
     network = case.build(layers).eval()
-    images = case.images(1)
+    images = case.images(1, small=True)
     expected = network(images)
     assert torch.equal(pickle.loads(pickle.dumps(network))(images), expected)
     assert torch.equal(copy.deepcopy(network)(images), expected)

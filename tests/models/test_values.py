@@ -127,6 +127,19 @@ def test_network_values_with_three_channels_and_a_thousand_classes(case: Any) ->
     assert truth.values["output"].shape == (2, 1000)
 
 
+def test_network_under_autocast_as_close_to_float32_as_torch(case: Any) -> None:
+    images = case.images(small=True)
+    truth = train_step(case.build("torch"), images).values
+    errors = {}
+    for layers in ("fastcnn", "torch"):
+        with torch.autocast("cpu", torch.bfloat16):
+            values = train_step(case.build(layers), images).values
+        assert values["output"].dtype == torch.bfloat16
+        errors[layers] = {name: relative_error(value, truth[name].double()) for name, value in values.items()}
+    for name in ("output", "output in evaluation", "gradient of the image"):
+        assert errors["fastcnn"][name] <= max(3 * errors["torch"][name], 2**-8), name
+
+
 def test_network_takes_an_empty_batch_in_evaluation(case: Any) -> None:
     assert case.build("fastcnn").eval()(case.images(0)).shape == (0, 10)
 
