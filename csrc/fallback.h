@@ -8,6 +8,8 @@
 #include <string_view>
 #include <tuple>
 
+#include "common/shared.h"
+
 namespace fastcnn::fallback {
 
 // Without mean and var by the batch's own statistics; (output, mean, var, mask), the mask [0] unless asked for.
@@ -21,7 +23,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_backward(
     const at::Tensor& var, const std::optional<at::Tensor>& weight, const at::Tensor& mask, double eps,
     std::array<bool, 4> output_mask);
 
-at::Tensor concat(at::TensorList tensors, int64_t dim);
+FASTCNN_SHARED at::Tensor concat(at::TensorList tensors, int64_t dim);
 
 at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                   at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../common/geometry.h"
+#include "../common/shared.h"
 
 namespace fastcnn::checks {
 
@@ -19,15 +20,18 @@ Conv2dGeometry conv2d_backward(const at::Tensor& grad_output, const at::Tensor& 
                                at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                                int64_t groups);
 
-// What a concatenation writes. Empty tensors of shape [0] are skipped, as torch.cat does,.
+// What a concatenation writes. Empty tensors of shape [0] are skipped, as torch.cat does. In memory the output is `rows`
+// rows; each tensor gives every row one run, of its size in `dim` times `inner` elements.
 struct Concat {
   int64_t dim;
   at::ScalarType dtype;
   at::MemoryFormat memory_format;
   std::vector<int64_t> sizes;
+  int64_t rows, inner;
   std::vector<bool> skipped;  // for each tensor
+  bool plain;                 // all are plain bytes: strided, not complex, quantized or with a pending negation
 };
-Concat concat(at::TensorList tensors, int64_t dim);
+FASTCNN_SHARED Concat concat(at::TensorList tensors, int64_t dim);
 
 // The statistics go by the names of F.batch_norm's arguments in messages. A missing optional is left out.
 BatchNormGeometry batch_norm_train(const at::Tensor& input, const std::optional<at::Tensor>& weight,

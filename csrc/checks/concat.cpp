@@ -18,17 +18,37 @@ at::MemoryFormat common_format(at::TensorList tensors) {
   return first;
 }
 
+bool is_plain(const at::Tensor& t) {
+  return t.layout() == at::kStrided && !at::isComplexType(t.scalar_type()) && !t.is_quantized() && !t.is_neg();
+}
+
+// Sets rows and inner: in memory order, the dimensions before `dim` make the rows, those after it lie within a run.
+void set_runs(Concat& c) {
+  const bool channels_last =
+      c.memory_format == at::MemoryFormat::ChannelsLast || c.memory_format == at::MemoryFormat::ChannelsLast3d;
+  const int64_t rank = static_cast<int64_t>(c.sizes.size());
+  c.rows = c.inner = 1;
+  for (int64_t d = 0; d < rank; ++d) {
+    if (d == c.dim) continue;
+    // channels_last puts dimension 1 behind all others.
+    const bool before = channels_last ? c.dim == 1 || (d != 1 && d < c.dim) : d < c.dim;
+    (before ? c.rows : c.inner) *= c.sizes[d];
+  }
+}
+
 }  // namespace
 
 Concat concat(at::TensorList tensors, int64_t dim) {
   TORCH_CHECK_VALUE(!tensors.empty(), kOp, "expected a non-empty list of Tensors");
   Concat c{};
+  c.plain = true;
   const at::Tensor* model = nullptr;  // the first tensor that is not skipped
   for (size_t i = 0; i < tensors.size(); ++i) {
     const at::Tensor& t = tensors[i];
     TORCH_CHECK(t.dim() > 0, kOp, "zero-dimensional tensor (at position ", i, ") cannot be concatenated");
     TORCH_CHECK(t.device() == tensors[0].device(), kOp, "Expected all tensors to be on the same device, but found ",
                 tensors[0].device(), " and ", t.device());
+    c.plain = c.plain && is_plain(t);
     c.skipped.push_back(t.dim() == 1 && t.size(0) == 0);
     if (!c.skipped.back() && model == nullptr) model = &t;
   }
@@ -49,6 +69,7 @@ Concat concat(at::TensorList tensors, int64_t dim) {
                   " in the list.");
     c.sizes[c.dim] += t.size(c.dim);
   }
+  set_runs(c);
   return c;
 }
 

@@ -2,6 +2,8 @@
 #pragma once
 #include <string>
 
+#include "shared.h"
+
 namespace fastcnn::backends {
 
 struct Switches {
@@ -24,7 +26,7 @@ class Guard {
 };
 
 // The kernel record: off, it costs one load. Names come one a call of an op, in order.
-void record_kernel(const char* name);
+FASTCNN_SHARED void record_kernel(const char* name);
 void set_recording(bool on);      // starting clears the record
 std::string recorded_kernels();   // one name a line
 

@@ -14,11 +14,6 @@ namespace {
 
 constexpr int64_t kGrainBytes = 128 * 1024;  // below this a second thread costs more than it gives
 
-// Plain bytes in memory: not quantized, sparse, or with a pending conjugation.
-bool is_plain(const at::Tensor& t) {
-  return t.layout() == at::kStrided && !at::isComplexType(t.scalar_type()) && !t.is_quantized() && !t.is_neg();
-}
-
 // Copies `rows` runs of `bytes` each from a dense source to runs `out_stride` apart.
 void copy_runs(char* out, int64_t out_stride, const char* in, int64_t rows, int64_t bytes) {
   at::parallel_for(0, rows, std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, bytes)),
@@ -29,36 +24,19 @@ void copy_runs(char* out, int64_t out_stride, const char* in, int64_t rows, int6
 
 at::Tensor concat_cpu(at::TensorList tensors, int64_t dim) {
   const checks::Concat c = checks::concat(tensors, dim);
-  for (const at::Tensor& t : tensors)
-    if (!is_plain(t)) return fallback::concat(tensors, dim);
+  if (!c.plain) return fallback::concat(tensors, dim);
   backends::record_kernel("concat");
   at::Tensor output = at::empty(c.sizes, tensors[0].options().dtype(c.dtype), c.memory_format);
   if (output.numel() == 0) return output;
 
-  // Dimensions in memory order: those after `dim` lie within a run, those before it make the rows.
-  const bool nhwc = c.memory_format == at::MemoryFormat::ChannelsLast;
-  const bool ndhwc = c.memory_format == at::MemoryFormat::ChannelsLast3d;
-  std::vector<int64_t> order;
-  for (int64_t d = 0; d < output.dim(); ++d)
-    if (d != 1 || !(nhwc || ndhwc)) order.push_back(d);
-  if (nhwc || ndhwc) order.push_back(1);
-  int64_t rows = 1, inner = output.element_size();
-  bool within = false;
-  for (const int64_t d : order) {
-    if (d == c.dim) {
-      within = true;
-    } else {
-      (within ? inner : rows) *= c.sizes[d];
-    }
-  }
-
+  const int64_t inner = c.inner * output.element_size();
   char* out = static_cast<char*>(output.mutable_data_ptr());
   const int64_t out_stride = c.sizes[c.dim] * inner;
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (c.skipped[i]) continue;
     const at::Tensor dense = tensors[i].to(c.dtype).contiguous(c.memory_format);
     const int64_t bytes = dense.size(c.dim) * inner;
-    copy_runs(out, out_stride, static_cast<const char*>(dense.const_data_ptr()), rows, bytes);
+    copy_runs(out, out_stride, static_cast<const char*>(dense.const_data_ptr()), c.rows, bytes);
     out += bytes;
   }
   return output;

@@ -103,6 +103,11 @@ def test_cuda_missing_reason_where_it_cannot_be_loaded(package: Path) -> None:
     assert "libfastcnn_cuda.so" in library.cuda_missing_reason()
 
 
+def test_concat_has_a_cuda_kernel_where_the_cuda_library_is_loaded() -> None:
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key("fastcnn::concat", "CUDA")
+    assert registered == (_library.cuda_missing_reason() is None)
+
+
 def test_library_brings_no_second_openmp_and_no_search_path() -> None:
     script = (
         "import torch, fastcnn\n"
