@@ -28,18 +28,16 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize(("shapes", "dim"), SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8])
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_concat_on_cuda_as_torch(
-    shapes: list[tuple[int, ...]], dim: int, dtype: torch.dtype, channels_last: bool
-) -> None:
-    tensors = [torch.randint(0, 200, shape, device="cuda").to(dtype) for shape in shapes]
-    if channels_last:
-        tensors = [t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors]
-    output, expected = concat(tensors, dim), torch.cat(tensors, dim)
-    assert torch.equal(output, expected)
-    assert output.stride() == expected.stride()
+def test_concat_on_cuda_as_torch() -> None:
+    for shapes, dim in SHAPES:
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.uint8):
+            for channels_last in (False, True):
+                tensors = [torch.randint(0, 200, shape, device="cuda").to(dtype) for shape in shapes]
+                if channels_last:
+                    tensors = [t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors]
+                output, expected = concat(tensors, dim), torch.cat(tensors, dim)
+                assert torch.equal(output, expected)
+                assert output.stride() == expected.stride()
 
 
 def test_concat_on_cuda_promotes_and_differentiates_strided_views() -> None:
