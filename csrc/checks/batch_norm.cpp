@@ -21,6 +21,7 @@ class PerChannelCheck {
                 input_.sizes());
     TORCH_CHECK(t->device() == input_.device(), kOp, "Expected all tensors to be on the same device, but got input on ",
                 input_.device(), " and ", name, " on ", t->device(), ": it is not on the expected device");
+    if (!at::isFloatingType(input_.scalar_type())) return;  // no kernel takes it: torch's own says so
     const auto dtype = t->scalar_type();
     TORCH_CHECK(dtype == input_.scalar_type() || (dtype == at::kFloat && is_half(input_.scalar_type())), kOp,
                 "mixed dtype: input of type ", input_.scalar_type(), " expects parameter to have scalar type of ",

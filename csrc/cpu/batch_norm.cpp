@@ -247,7 +247,7 @@ Results backward(const BatchNormGeometry& g, bool training, const Tensor& grad_o
   const int64_t c = g.channels;
   const bool elementwise = output_mask[0] || output_mask[3];
   const bool reduces = output_mask[1] || output_mask[2] || (training && output_mask[0]);
-  const Tensor none = at::empty({0}, input.options());
+  const auto none = [&] { return at::empty({0}, input.options()); };
   RowsResult grad_input, grad_residual;
   if (elementwise) grad_input = RowsResult(input, dtype);
   if (output_mask[3]) grad_residual = RowsResult(input, dtype);
@@ -288,9 +288,10 @@ Results backward(const BatchNormGeometry& g, bool training, const Tensor& grad_o
   const bool has_weight = weight.has_value() && weight->defined();
   const auto param = has_weight ? weight->scalar_type() : input.scalar_type();
   for (int64_t i = 0; i < c; ++i) sums.product[i] *= inverse[i];
-  return {output_mask[0] ? grad_input.finish() : none, output_mask[1] ? channel_tensor(sums.product, input, param) : none,
-          output_mask[2] ? channel_tensor(sums.grad, input, param) : none,
-          output_mask[3] ? grad_residual.finish() : none};
+  return {output_mask[0] ? grad_input.finish() : none(),
+          output_mask[1] ? channel_tensor(sums.product, input, param) : none(),
+          output_mask[2] ? channel_tensor(sums.grad, input, param) : none(),
+          output_mask[3] ? grad_residual.finish() : none()};
 }
 
 Results forward_cpu(const BatchNormGeometry& g, const Tensor& input, const OptionalTensor& mean,
