@@ -44,27 +44,39 @@ Tensor forward(const Pool2dGeometry& g, const Tensor& input, const MakeWindows& 
     with_compute_type(output, [&](auto zero) {
       using T = decltype(zero);
       const AvgPool2dArgs<T> args{nhwc.const_data_ptr<T>(), output.mutable_data_ptr<T>(), w.rows.data(), w.cols.data(),
-                                  g.channels, g.in_h, g.in_w, g.out_h, g.out_w, 0, 0};
+                                  g.channels, g.in_h, g.in_w, g.out_h, g.out_w, g.in_w / g.out_w * g.channels, 0, 0};
       over_rows(args, g.batch * g.out_h, g.in_h * g.in_w * g.channels / g.out_h, kernels().of<T>().avg_pool2d);
     });
   });
 }
 
+template <typename T>
+void backward(const Pool2dGeometry& g, const Windows& w, const Tensor& grad_output, const Tensor& grad_input) {
+  const T* grad = grad_output.const_data_ptr<T>();
+  T* result = grad_input.mutable_data_ptr<T>();
+  if (are_disjoint(w.rows, 1) && are_disjoint(w.cols, 1)) {
+    backends::record_kernel("avg_pool2d_backward_disjoint");
+    const Pool2dDisjointArgs<T> args{grad, nullptr, nullptr, result, w.rows.data(), w.cols.data(), g.channels, g.in_h,
+                                     g.in_w, g.out_h, g.out_w, 0, 0, 0};
+    over_rows(args, g.batch * g.out_h, g.in_h * g.in_w * g.channels / g.out_h,
+              kernels().of<T>().avg_pool2d_backward_disjoint);
+    return;
+  }
+  backends::record_kernel("avg_pool2d_backward");
+  const HitTable row_hits(w.rows, g.in_h, 1), col_hits(w.cols, g.in_w, 1);
+  const AvgPool2dBackwardArgs<T> args{grad, result, row_hits.view(), col_hits.view(), g.channels, g.in_h, g.in_w,
+                                      g.out_h, g.out_w, 0, 0};
+  over_rows(args, g.batch * g.in_h, g.in_w * g.channels, kernels().of<T>().avg_pool2d_backward);
+}
+
 template <typename MakeWindows>
 Tensor backward(const Pool2dGeometry& g, const Tensor& grad_output, at::MemoryFormat format,
                 const MakeWindows& windows) {
-  backends::record_kernel("avg_pool2d_backward");
   const int64_t sizes[] = {g.batch, g.channels, g.in_h, g.in_w};
   return filled(sizes, grad_output.options(), format, [&](const Tensor& grad_input) {
     const Tensor nhwc = to_nhwc(grad_output);
     const Windows w = windows();
-    const HitTable rows(w.rows, g.in_h, 1), cols(w.cols, g.in_w, 1);
-    with_compute_type(grad_input, [&](auto zero) {
-      using T = decltype(zero);
-      const AvgPool2dBackwardArgs<T> args{nhwc.const_data_ptr<T>(), grad_input.mutable_data_ptr<T>(), rows.view(),
-                                          cols.view(), g.channels, g.in_h, g.in_w, g.out_h, g.out_w, 0, 0};
-      over_rows(args, g.batch * g.in_h, g.in_w * g.channels, kernels().of<T>().avg_pool2d_backward);
-    });
+    with_compute_type(grad_input, [&](auto zero) { backward<decltype(zero)>(g, w, nhwc, grad_input); });
   });
 }
 

@@ -37,7 +37,7 @@ void forward(const Pool2dGeometry& g, const Tensor& input, const Tensor& output,
   const auto rows = row_windows(g), cols = col_windows(g);
   const MaxPool2dArgs<T> args{input.const_data_ptr<T>(), output.mutable_data_ptr<T>(), bytes_or_null(offsets),
                               ints_or_null(offsets), rows.data(), cols.data(), g.channels, g.in_h, g.in_w, g.out_h,
-                              g.out_w, g.kernel_w, g.dilation_h, g.dilation_w, 0, 0};
+                              g.out_w, g.kernel_w, g.dilation_h, g.dilation_w, g.stride_w * g.channels, 0, 0};
   over_rows(args, g.batch * g.out_h, g.in_h * g.in_w * g.channels / g.out_h, kernels().of<T>().max_pool2d);
 }
 
@@ -66,11 +66,21 @@ std::tuple<Tensor, Tensor> max_pool2d_train_cpu(const Tensor& input, IntArrayRef
 
 template <typename T>
 void backward(const Pool2dGeometry& g, const Tensor& grad_output, const Tensor& offsets, const Tensor& grad_input) {
+  const auto rows = row_windows(g), cols = col_windows(g);
+  const T* grad = grad_output.const_data_ptr<T>();
+  T* result = grad_input.mutable_data_ptr<T>();
+  if (are_disjoint(rows, g.dilation_h) && are_disjoint(cols, g.dilation_w)) {
+    backends::record_kernel("max_pool2d_backward_disjoint");
+    const Pool2dDisjointArgs<T> args{grad, bytes_or_null(offsets), ints_or_null(offsets), result, rows.data(),
+                                     cols.data(), g.channels, g.in_h, g.in_w, g.out_h, g.out_w, g.kernel_w, 0, 0};
+    over_rows(args, g.batch * g.out_h, g.in_h * g.in_w * g.channels / g.out_h,
+              kernels().of<T>().max_pool2d_backward_disjoint);
+    return;
+  }
   backends::record_kernel("max_pool2d_backward");
-  const HitTable rows(row_windows(g), g.in_h, g.dilation_h), cols(col_windows(g), g.in_w, g.dilation_w);
-  const MaxPool2dBackwardArgs<T> args{grad_output.const_data_ptr<T>(), bytes_or_null(offsets), ints_or_null(offsets),
-                                      grad_input.mutable_data_ptr<T>(), rows.view(), cols.view(), g.channels, g.in_h,
-                                      g.in_w, g.out_h, g.out_w, g.kernel_w, 0, 0};
+  const HitTable row_hits(rows, g.in_h, g.dilation_h), col_hits(cols, g.in_w, g.dilation_w);
+  const MaxPool2dBackwardArgs<T> args{grad, bytes_or_null(offsets), ints_or_null(offsets), result, row_hits.view(),
+                                      col_hits.view(), g.channels, g.in_h, g.in_w, g.out_h, g.out_w, g.kernel_w, 0, 0};
   over_rows(args, g.batch * g.in_h, g.in_w * g.channels, kernels().of<T>().max_pool2d_backward);
 }
 

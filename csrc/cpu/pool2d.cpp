@@ -24,6 +24,13 @@ std::vector<PoolWindow> adaptive_windows(int64_t in, int64_t out) {
   return windows;
 }
 
+bool are_disjoint(const std::vector<PoolWindow>& windows, int64_t dilation) {
+  if (dilation != 1) return false;
+  for (size_t i = 1; i < windows.size(); ++i)
+    if (windows[i - 1].begin + windows[i - 1].count > windows[i].begin) return false;
+  return !windows.empty();
+}
+
 HitTable::HitTable(const std::vector<PoolWindow>& windows, int64_t positions, int64_t dilation)
     : starts_(positions + 1, 0) {
   const auto each = [&](const auto& visit) {

@@ -24,6 +24,9 @@ std::vector<PoolWindow> pool_windows(int64_t in, int64_t out, int64_t kernel, in
 // Window i of `out` covers the positions floor(i in / out) to ceil((i + 1) in / out).
 std::vector<PoolWindow> adaptive_windows(int64_t in, int64_t out);
 
+// Whether no position lies under two of the windows.
+bool are_disjoint(const std::vector<PoolWindow>& windows, int64_t dilation);
+
 // The same windows seen from the positions, in the windows' order.
 class HitTable {
  public:

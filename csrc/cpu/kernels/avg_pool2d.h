@@ -5,70 +5,104 @@ namespace fastcnn::cpu::FASTCNN_ISA {
 namespace {
 
 template <typename T>
-void avg_pool2d(const AvgPool2dArgs<T>& a) {
+void avg_pool2d(const AvgPool2dArgs<T>& args) {
   using V = Vec<T>;
+  const AvgPool2dArgs<T> a = args;
   for (int64_t row = a.row_begin; row < a.row_end; ++row) {
     const PoolWindow rows = a.rows[row % a.out_h];
-    const T* image = a.input + row / a.out_h * a.in_h * a.in_w * a.channels;
+    const T* image_row = a.input + (row / a.out_h * a.in_h + rows.begin) * a.in_w * a.channels;
     for (int64_t ow = 0; ow < a.out_w; ++ow) {
       const PoolWindow cols = a.cols[ow];
-      const T* window = image + (rows.begin * a.in_w + cols.begin) * a.channels;
-      const typename V::Reg divisor = V::broadcast(static_cast<T>(rows.divisor * cols.divisor));
+      const T* window = image_row + cols.begin * a.channels;
       T* output = a.output + (row * a.out_w + ow) * a.channels;
-      over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) {
-        constexpr int kVectors = decltype(block)::kVectors;
-        typename V::Reg sum[kVectors];
-        for (int v = 0; v < kVectors; ++v) sum[v] = V::zero();
-        for (int64_t i = 0; i < rows.count; ++i) {
-          const T* p = window + i * a.in_w * a.channels + c;
-          typename V::Reg row_sum[kVectors];
-          for (int v = 0; v < kVectors; ++v) row_sum[v] = V::zero();
-          for (int64_t j = 0; j < cols.count; ++j, p += a.channels)
-            for (int v = 0; v < kVectors; ++v) row_sum[v] = V::add(row_sum[v], block.load(p, v, lanes));
-          for (int v = 0; v < kVectors; ++v) sum[v] = V::add(sum[v], row_sum[v]);
-        }
-        for (int v = 0; v < kVectors; ++v) block.store(output + c, V::div(sum[v], divisor), v, lanes);
+      const typename V::Reg divisor = V::broadcast(static_cast<T>(rows.divisor * cols.divisor));
+      with_shape(rows, cols, [&](auto shape) FASTCNN_INLINE {
+        over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) FASTCNN_INLINE {
+          constexpr int kVectors = decltype(block)::kVectors;
+          typename V::Reg sum[kVectors];
+          for (int v = 0; v < kVectors; ++v) sum[v] = V::zero();
+          for (int64_t i = 0; i < shape.rows(); ++i) {
+            const T* p = window + i * a.in_w * a.channels + c;
+            typename V::Reg row_sum[kVectors];
+            for (int v = 0; v < kVectors; ++v) row_sum[v] = V::zero();
+            for (int64_t j = 0; j < shape.cols(); ++j, p += a.channels)
+              for (int v = 0; v < kVectors; ++v) {
+                row_sum[v] = V::add(row_sum[v], block.load(p, v, lanes));
+                if constexpr (kVectors > 1) __builtin_prefetch(p + a.next_window + v * V::kWidth);
+              }
+            for (int v = 0; v < kVectors; ++v) sum[v] = V::add(sum[v], row_sum[v]);
+          }
+          for (int v = 0; v < kVectors; ++v) block.store(output + c, V::div(sum[v], divisor), v, lanes);
+        });
       });
     }
+  }
+}
+
+// Row `row` of the gradient: each pixel gathers from the windows over it.
+template <typename T>
+void avg_pool2d_gather_row(const AvgPool2dBackwardArgs<T>& args, int64_t row) {
+  using V = Vec<T>;
+  const AvgPool2dBackwardArgs<T> a = args;
+  const int64_t n = row / a.in_h, ih = row % a.in_h;
+  const PoolHit* row_hit = a.rows.hits + a.rows.starts[ih];
+  const PoolHit* row_hit_end = a.rows.hits + a.rows.starts[ih + 1];
+  const T* image = a.grad_output + n * a.out_h * a.out_w * a.channels;
+  for (int64_t iw = 0; iw < a.in_w; ++iw) {
+    const PoolHit* col_hit = a.cols.hits + a.cols.starts[iw];
+    const PoolHit* col_hit_end = a.cols.hits + a.cols.starts[iw + 1];
+    T* grad_input = a.grad_input + (row * a.in_w + iw) * a.channels;
+    over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) FASTCNN_INLINE {
+      constexpr int kVectors = decltype(block)::kVectors;
+      typename V::Reg sum[kVectors];
+      for (int v = 0; v < kVectors; ++v) sum[v] = V::zero();
+      for (const PoolHit* h = row_hit; h != row_hit_end; ++h)
+        for (const PoolHit* w = col_hit; w != col_hit_end; ++w) {
+          const T* from = image + (h->window * a.out_w + w->window) * a.channels + c;
+          const typename V::Reg divisor = V::broadcast(static_cast<T>(h->divisor * w->divisor));
+          for (int v = 0; v < kVectors; ++v) sum[v] = V::add(sum[v], V::div(block.load(from, v, lanes), divisor));
+        }
+      for (int v = 0; v < kVectors; ++v) block.store(grad_input + c, sum[v], v, lanes);
+    });
   }
 }
 
 template <typename T>
 void avg_pool2d_backward(const AvgPool2dBackwardArgs<T>& a) {
+  for (int64_t row = a.row_begin; row < a.row_end; ++row) avg_pool2d_gather_row(a, row);
+}
+
+// The same where no pixel lies under two windows: each window writes its own pixels.
+template <typename T>
+void avg_pool2d_backward_disjoint(const Pool2dDisjointArgs<T>& args) {
   using V = Vec<T>;
-  for (int64_t row = a.row_begin; row < a.row_end; ++row) {
-    const int64_t n = row / a.in_h, ih = row % a.in_h;
-    const PoolHit* row_hit = a.rows.hits + a.rows.starts[ih];
-    const PoolHit* row_hit_end = a.rows.hits + a.rows.starts[ih + 1];
-    const T* image = a.grad_output + n * a.out_h * a.out_w * a.channels;
-    for (int64_t iw = 0; iw < a.in_w; ++iw) {
-      const PoolHit* col_hit = a.cols.hits + a.cols.starts[iw];
-      const PoolHit* col_hit_end = a.cols.hits + a.cols.starts[iw + 1];
-      T* grad_input = a.grad_input + (row * a.in_w + iw) * a.channels;
-      over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) {
+  const Pool2dDisjointArgs<T> a = args;
+  over_disjoint_windows(a, [&](PoolWindow rows, PoolWindow cols, int64_t pixel, T* first) FASTCNN_INLINE {
+    const typename V::Reg divisor = V::broadcast(static_cast<T>(rows.divisor * cols.divisor));
+    with_shape(rows, cols, [&](auto shape) FASTCNN_INLINE {
+      over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) FASTCNN_INLINE {
         constexpr int kVectors = decltype(block)::kVectors;
-        typename V::Reg sum[kVectors];
-        for (int v = 0; v < kVectors; ++v) sum[v] = V::zero();
-        for (const PoolHit* h = row_hit; h != row_hit_end; ++h)
-          for (const PoolHit* w = col_hit; w != col_hit_end; ++w) {
-            const T* from = image + (h->window * a.out_w + w->window) * a.channels + c;
-            const typename V::Reg divisor = V::broadcast(static_cast<T>(h->divisor * w->divisor));
-            for (int v = 0; v < kVectors; ++v)
-              sum[v] = V::add(sum[v], V::div(block.load(from, v, lanes), divisor));
-          }
-        for (int v = 0; v < kVectors; ++v) block.store(grad_input + c, sum[v], v, lanes);
+        typename V::Reg grad[kVectors];
+        for (int v = 0; v < kVectors; ++v)
+          grad[v] = V::div(block.load(a.grad_output + pixel * a.channels + c, v, lanes), divisor);
+        for (int64_t i = 0; i < shape.rows(); ++i) {
+          T* p = first + i * a.in_w * a.channels + c;
+          for (int64_t j = 0; j < shape.cols(); ++j, p += a.channels)
+            for (int v = 0; v < kVectors; ++v) block.store(p, grad[v], v, lanes);
+        }
       });
-    }
-  }
+    });
+  });
 }
 
 template <typename T>
-void global_avg_pool2d(const GlobalAvgPool2dArgs<T>& a) {
+void global_avg_pool2d(const GlobalAvgPool2dArgs<T>& args) {
+  const GlobalAvgPool2dArgs<T> a = args;
   using V = Vec<T>;
   const typename V::Reg divisor = V::broadcast(static_cast<T>(a.in_h * a.in_w));
   for (int64_t n = a.row_begin; n < a.row_end; ++n) {
     const T* image = a.source + n * a.in_h * a.in_w * a.channels;
-    over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) {
+    over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) FASTCNN_INLINE {
       constexpr int kVectors = decltype(block)::kVectors;
       typename V::Reg sum[kVectors];
       for (int v = 0; v < kVectors; ++v) sum[v] = V::zero();
@@ -86,12 +120,13 @@ void global_avg_pool2d(const GlobalAvgPool2dArgs<T>& a) {
 }
 
 template <typename T>
-void global_avg_pool2d_backward(const GlobalAvgPool2dArgs<T>& a) {
+void global_avg_pool2d_backward(const GlobalAvgPool2dArgs<T>& args) {
+  const GlobalAvgPool2dArgs<T> a = args;
   using V = Vec<T>;
   const int64_t pixels = a.in_h * a.in_w;
   const typename V::Reg divisor = V::broadcast(static_cast<T>(pixels));
   for (int64_t n = a.row_begin; n < a.row_end; ++n) {
-    over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) {
+    over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) FASTCNN_INLINE {
       constexpr int kVectors = decltype(block)::kVectors;
       typename V::Reg grad[kVectors];
       for (int v = 0; v < kVectors; ++v)
