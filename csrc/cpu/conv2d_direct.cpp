@@ -12,6 +12,7 @@ namespace {
 
 // Input bytes of a chunk: half of a 1 MB second-level cache (EPYC 9004), the other half holds a block of weights.
 constexpr int64_t kChunkBytes = 512 * 1024;
+constexpr int64_t kPackGrain = 32 * 1024;  // elements that a thread packs at least
 // Terms of one chain of additions: longer sums are split, as rounding errors grow with the chain.
 constexpr int64_t kChainTerms = 512;
 
@@ -58,7 +59,8 @@ at::Tensor pack_weights(const GatherConv<T>& p, const LaneBlocks& blocks, const 
   T* data = packed.mutable_data_ptr<T>();
   std::vector<int64_t> tap_offsets;
   for (const Tap& t : p.grid.taps) tap_offsets.push_back(t.weight_offset);
-  at::parallel_for(0, blocks.count, 1, [&](int64_t begin, int64_t end) {
+  const int64_t block_size = std::max<int64_t>(1, packed.numel() / std::max<int64_t>(1, blocks.count));
+  at::parallel_for(0, blocks.count, std::max<int64_t>(1, kPackGrain / block_size), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const int64_t lane = blocks.first_vector(b) * blocks.width;
       const int64_t padded = blocks.first_vector(b + 1) * blocks.width - lane;

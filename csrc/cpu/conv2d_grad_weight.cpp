@@ -5,6 +5,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "../common/backends.h"
 #include "conv2d.h"
@@ -12,8 +13,9 @@
 namespace fastcnn::cpu {
 namespace {
 
-// Bytes of a chunk, input copy and output gradient: what two threads share in a second-level cache, and a part of one.
-constexpr int64_t kChunkBytes = 1024 * 1024;
+// Bytes of a chunk, input copy and output gradient: what a second-level cache of 1 MB holds beside the tiles' results, and
+// a fraction of it where many chunks are to run side by side.
+constexpr int64_t kChunkBytes = 768 * 1024;
 constexpr int64_t kTapsChunkBytes = 128 * 1024;
 constexpr int64_t kTapsMaxBytes = 256 * 1024;  // of the result, as every part keeps a copy
 constexpr int64_t kTapsParts = 16;             // sums that run side by side and are added in order at the end
@@ -144,99 +146,119 @@ class GradWeightTapsRun {
   std::vector<int64_t> row_offsets_;
 };
 
-// Many input channels: the output's gradient is packed into panels of a few channels, and threads share the tiles of the
-// result, so that no sum crosses threads.
+// Many input channels: the output's gradient is packed into panels of a few channels. A thread takes some of the panels
+// and lanes through the whole batch with a copy of the input of its own, so that threads meet only at the end.
 template <typename T>
 class GradWeightRun {
  public:
   explicit GradWeightRun(GradWeightProblem<T>& p) : p_(p), g_(p.g) {
-    make_lane_blocks();
-    choose_panels();
+    choose_tile();
     p_.choose_chunks(kChunkBytes);
   }
 
   // Vector operations for one pixel.
-  int64_t cost() const {
-    int64_t vectors = 0;
-    for (const LaneBlock& b : blocks_) vectors += b.vectors;
-    return vectors * panel_count_ * panel_rows_;
-  }
+  int64_t cost() const { return total_vectors(blocks_) * panel_count_ * panel_rows_; }
 
   void run() {
+    const int64_t threads = at::get_num_threads();
+    const int64_t panel_parts = std::min(threads, panel_count_);
+    const int64_t lane_parts = std::min(ceil_div(threads, panel_parts), static_cast<int64_t>(blocks_.size()));
+    const int64_t panels_size = ceil_div(panel_count_, panel_parts) * panel_rows_ * p_.images * p_.rows * p_.grid.cols;
     const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
-    at::Tensor copy = at::empty({p_.copy_size()}, options);
-    at::Tensor panels = at::empty({panel_count_ * panel_rows_ * p_.images * p_.rows * p_.grid.cols}, options);
-    copy_ = copy.mutable_data_ptr<T>();
-    panels_ = panels.mutable_data_ptr<T>();
-    for (int64_t c = 0; c < p_.chunk_count(); ++c) run_chunk(p_.chunk(c));
+    at::Tensor scratch = at::empty({threads, p_.copy_size() + panels_size}, options);
+    T* scratch_data = scratch.mutable_data_ptr<T>();
+    at::parallel_for(0, panel_parts * lane_parts, 1, [&](int64_t begin, int64_t end) {
+      T* copy = scratch_data + at::get_thread_num() * (p_.copy_size() + panels_size);
+      std::vector<int64_t> offsets;
+      for (int64_t part = begin; part < end; ++part) {
+        const int64_t panel = part / lane_parts, lane = part % lane_parts;
+        const auto first_block = blocks_.begin() + blocks_.size() * lane / lane_parts;
+        const std::vector<LaneBlock> blocks(first_block, blocks_.begin() + blocks_.size() * (lane + 1) / lane_parts);
+        for (int64_t c = 0; c < p_.chunk_count(); ++c)
+          add_chunk(p_.chunk(c), panel_count_ * panel / panel_parts, panel_count_ * (panel + 1) / panel_parts, blocks,
+                    copy, copy + p_.copy_size(), offsets);
+      }
+    });
   }
 
  private:
-  void make_lane_blocks() {
+  static int64_t total_vectors(const std::vector<LaneBlock>& blocks) {
+    int64_t vectors = 0;
+    for (const LaneBlock& b : blocks) vectors += b.vectors;
+    return vectors;
+  }
+
+  // The tile of the fewest vector operations, of those that the registers hold; a panel's rows are padded to the next
+  // number that there is a tile for.
+  void choose_tile() {
+    int64_t best = std::numeric_limits<int64_t>::max();
+    for (int vectors = p_.kernel.max_vectors; vectors >= 1; --vectors) {
+      const std::vector<LaneBlock> blocks = lane_blocks(vectors);
+      int widest = 1;
+      for (const LaneBlock& b : blocks) widest = std::max(widest, b.vectors);
+      for (const int rows : kPanelRows) {
+        if (rows > p_.kernel.rows_for(widest)) continue;
+        const int64_t panels = ceil_div(g_.group_out(), rows), loads = widest + rows, products = widest * rows;
+        // Operations, and the loads that they wait for: a small tile loads more than it multiplies.
+        const int64_t operations = total_vectors(blocks) * panels * rows;
+        const int64_t cost = operations + operations * loads / (2 * products);
+        if (cost >= best) continue;
+        best = cost, blocks_ = blocks, panel_rows_ = rows, panel_count_ = panels;
+      }
+    }
+  }
+
+  std::vector<LaneBlock> lane_blocks(int max_vectors) const {
     const int64_t depth = p_.input.depth;
     const bool merged = g_.dilation_w == 1;
     const int64_t run_length = merged ? g_.kernel_w * depth : depth;
-    const int64_t vectors = ceil_div(run_length, p_.kernel.width), count = ceil_div(vectors, p_.kernel.max_vectors);
+    const int64_t vectors = ceil_div(run_length, p_.kernel.width), count = ceil_div(vectors, max_vectors);
+    std::vector<LaneBlock> blocks;
     for (int64_t kh = 0; kh < g_.kernel_h; ++kh)
       for (int64_t kw = 0; kw < (merged ? 1 : g_.kernel_w); ++kw)
         for (int64_t b = 0; b < count; ++b) {
           const int64_t first = vectors * b / count, last = vectors * (b + 1) / count;
           const int64_t lane = first * p_.kernel.width;
-          blocks_.push_back({kh * g_.dilation_h * p_.row_stride + kw * g_.dilation_w * depth + lane,
-                             (kh * g_.kernel_w + kw) * depth + lane,
-                             std::min<int64_t>(run_length - lane, (last - first) * p_.kernel.width),
-                             static_cast<int>(last - first)});
+          blocks.push_back({kh * g_.dilation_h * p_.row_stride + kw * g_.dilation_w * depth + lane,
+                            (kh * g_.kernel_w + kw) * depth + lane,
+                            std::min<int64_t>(run_length - lane, (last - first) * p_.kernel.width),
+                            static_cast<int>(last - first)});
         }
+    return blocks;
   }
 
-  void choose_panels() {
-    int vectors = 1;
-    for (const LaneBlock& b : blocks_) vectors = std::max(vectors, b.vectors);
-    const int most = p_.kernel.rows_for(vectors);
-    const int64_t even = ceil_div(g_.group_out(), ceil_div(g_.group_out(), most));
-    panel_rows_ = most;
-    for (const int rows : kPanelRows)
-      if (rows >= even && rows < panel_rows_) {
-        panel_rows_ = rows;
-        break;
-      }
-    panel_count_ = ceil_div(g_.group_out(), panel_rows_);
-  }
-
-  void run_chunk(const typename GradWeightProblem<T>::Chunk& c) {
+  void add_chunk(const typename GradWeightProblem<T>::Chunk& c, int64_t first_panel, int64_t last_panel,
+                 const std::vector<LaneBlock>& blocks, T* copy, T* panels, std::vector<int64_t>& offsets) const {
     const int64_t pixels = p_.pixels(c);
     // 1. The input with its halo, and the output's gradient in panels.
-    at::parallel_for(c.n0, c.n1, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        copy_window_rows(p_.input, p_.grid, n, c.i0, c.i1, copy_ + (n - c.n0) * p_.image_size);
-        pack_panels(c, n, pixels);
-      }
-    });
-    p_.list_offsets(c, offsets_);
+    for (int64_t n = c.n0; n < c.n1; ++n)
+      copy_window_rows(p_.input, p_.grid, n, c.i0, c.i1, copy + (n - c.n0) * p_.image_size);
+    for (int64_t panel = first_panel; panel < last_panel; ++panel)
+      pack_panel(p_.grad_at(c, c.n0) + panel * panel_rows_, pixels, g_.group_out() - panel * panel_rows_,
+                 panels + (panel - first_panel) * pixels * panel_rows_);
+    p_.list_offsets(c, offsets);
     // 2. The tiles: a block of lanes stays in cache while the panels pass.
     const int64_t row_stride = g_.kernel_h * g_.kernel_w * p_.input.depth;
-    at::parallel_for(0, static_cast<int64_t>(blocks_.size()) * panel_count_, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        const LaneBlock& block = blocks_[t / panel_count_];
-        const int64_t k = t % panel_count_ * panel_rows_;
-        p_.kernel.conv2d_grad_weight({panels_ + k * pixels, copy_ + block.in_offset, offsets_.data(), pixels,
-                                      p_.grad_weight + k * row_stride + block.out_offset, row_stride, panel_rows_,
+    for (const LaneBlock& block : blocks)
+      for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+        const int64_t k = panel * panel_rows_;
+        p_.kernel.conv2d_grad_weight({panels + (panel - first_panel) * pixels * panel_rows_, copy + block.in_offset,
+                                      offsets.data(), pixels, p_.grad_weight + k * row_stride + block.out_offset,
+                                      row_stride, panel_rows_,
                                       static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)),
                                       block.vectors, block.lanes});
       }
-    });
   }
 
-  void pack_panels(const typename GradWeightProblem<T>::Chunk& c, int64_t n, int64_t pixels) const {
-    const int64_t count = (c.i1 - c.i0) * p_.grid.cols, channels = g_.group_out();
-    const T* grad = p_.grad_at(c, n);
-    for (int64_t k = 0; k < channels; k += panel_rows_) {
-      T* panel = panels_ + k * pixels + (n - c.n0) * count * panel_rows_;
-      const int64_t valid = std::min<int64_t>(panel_rows_, channels - k);
-      for (int64_t p = 0; p < count; ++p) {
-        for (int64_t r = 0; r < valid; ++r) panel[p * panel_rows_ + r] = grad[p * g_.out_channels + k + r];
-        for (int64_t r = valid; r < panel_rows_; ++r) panel[p * panel_rows_ + r] = T(0);
-      }
+  // A chunk's pixels lie one after the other: it is whole images, or rows of one.
+  void pack_panel(const T* grad, int64_t pixels, int64_t valid, T* panel) const {
+    if (valid >= panel_rows_) {
+      for (int64_t p = 0; p < pixels; ++p)
+        for (int r = 0; r < panel_rows_; ++r) panel[p * panel_rows_ + r] = grad[p * g_.out_channels + r];
+    } else {
+      for (int64_t p = 0; p < pixels; ++p)
+        for (int r = 0; r < panel_rows_; ++r)
+          panel[p * panel_rows_ + r] = r < valid ? grad[p * g_.out_channels + r] : T(0);
     }
   }
 
@@ -245,9 +267,6 @@ class GradWeightRun {
   std::vector<LaneBlock> blocks_;
   int64_t panel_count_;
   int panel_rows_;
-  std::vector<int64_t> offsets_;
-  T* copy_ = nullptr;
-  T* panels_ = nullptr;
 };
 
 }  // namespace
