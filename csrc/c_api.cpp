@@ -1,5 +1,5 @@
-// The doors that are no ops: build and CPU facts, switches, the kernel record. Plain C functions, called through ctypes,
-// so that the library needs no Python headers and one build serves every Python version.
+// The doors that are no ops: build and CPU facts, switches, the kernel record. Plain C functions, called through
+// ctypes, so that the library needs no Python headers and one build serves every Python version.
 #include <string>
 
 #include "common/backends.h"

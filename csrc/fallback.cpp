@@ -7,10 +7,10 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/native_batch_norm.h>
-#include <ATen/ops/native_batch_norm_backward.h>
 #include <ATen/ops/max_pool2d.h>
 #include <ATen/ops/max_pool2d_with_indices.h>
+#include <ATen/ops/native_batch_norm.h>
+#include <ATen/ops/native_batch_norm_backward.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/var.h>
 #include <torch/library.h>
@@ -63,8 +63,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_backward(
       at::native_batch_norm_backward(grad, input, weight, mean, var, mean, var.add(eps).rsqrt(), training, eps,
                                      {output_mask[0], output_mask[1], output_mask[2]});
   const at::Tensor grad_residual = !output_mask[3] ? at::Tensor() : masked ? grad : grad.clone();
-  return {defined_or_empty(grad_input, input), defined_or_empty(grad_weight, input),
-          defined_or_empty(grad_bias, input), defined_or_empty(grad_residual, input)};
+  return {defined_or_empty(grad_input, input), defined_or_empty(grad_weight, input), defined_or_empty(grad_bias, input),
+          defined_or_empty(grad_residual, input)};
 }
 
 namespace {
@@ -79,9 +79,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_train(const at::Tensor
   return {output, mean, var};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> _batch_norm_train(
-    const at::Tensor& input, const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
-    const std::optional<at::Tensor>& residual, double eps, bool relu) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> _batch_norm_train(const at::Tensor& input,
+                                                                             const std::optional<at::Tensor>& weight,
+                                                                             const std::optional<at::Tensor>& bias,
+                                                                             const std::optional<at::Tensor>& residual,
+                                                                             double eps, bool relu) {
   return batch_norm(input, std::nullopt, std::nullopt, weight, bias, residual, eps, relu, /*with_mask=*/true);
 }
 
@@ -124,14 +126,16 @@ at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const std::
   return relu ? at::relu(output) : output;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward(
-    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef stride,
-    at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, std::array<bool, 3> output_mask) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                                               const at::Tensor& weight, at::IntArrayRef stride,
+                                                               at::IntArrayRef padding, at::IntArrayRef dilation,
+                                                               int64_t groups, std::array<bool, 3> output_mask) {
   require_allowed("conv2d_backward", input);
   const auto [grad_input, grad_weight, grad_bias] =
       at::convolution_backward(grad_output, input, weight, at::IntArrayRef{weight.size(0)}, stride, padding, dilation,
                                /*transposed=*/false, /*output_padding=*/{0, 0}, groups, output_mask);
-  return {defined_or_empty(grad_input, input), defined_or_empty(grad_weight, input), defined_or_empty(grad_bias, input)};
+  return {defined_or_empty(grad_input, input), defined_or_empty(grad_weight, input),
+          defined_or_empty(grad_bias, input)};
 }
 
 at::Tensor max_pool2d(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,

@@ -1,4 +1,5 @@
-// Every op of the package: the table of contents. Kernels register themselves in autograd/, cpu/, cuda/ and fallback.cpp.
+// Every op of the package: the table of contents. Kernels register themselves in autograd/, cpu/, cuda/ and
+// fallback.cpp.
 #include <torch/library.h>
 
 TORCH_LIBRARY(fastcnn, m) {
@@ -28,7 +29,8 @@ TORCH_LIBRARY(fastcnn, m) {
   m.def(
       "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
       "SymInt[2] dilation, SymInt groups, bool[3] output_mask) -> (Tensor, Tensor, Tensor)");
-  // Pooling. Offsets say which tap of a window won, kh * kernel_w + kw: channels_last, uint8 up to 256 taps, else int32.
+  // Pooling. Offsets say which tap of a window won, kh * kernel_w + kw: channels_last, uint8 up to 256 taps, else
+  // int32.
   m.def(
       "max_pool2d(Tensor input, SymInt[2] kernel_size, SymInt[2] stride=[], SymInt[2] padding=0, SymInt[2] dilation=1, "
       "bool ceil_mode=False) -> Tensor");
@@ -55,6 +57,5 @@ TORCH_LIBRARY(fastcnn, m) {
       "SymInt[2] padding, bool ceil_mode, bool count_include_pad, SymInt? divisor_override, "
       "MemoryFormat memory_format) -> Tensor");
   m.def("adaptive_avg_pool2d(Tensor input, SymInt[2] output_size) -> Tensor");
-  m.def(
-      "adaptive_avg_pool2d_backward(Tensor grad_output, SymInt[4] input_size, MemoryFormat memory_format) -> Tensor");
+  m.def("adaptive_avg_pool2d_backward(Tensor grad_output, SymInt[4] input_size, MemoryFormat memory_format) -> Tensor");
 }

@@ -13,7 +13,7 @@ auto find(const char* name, Function*) {
 
 }  // namespace
 
-#define FASTCNN_CALL(name, ...)                                    \
+#define FASTCNN_CALL(name, ...)                                      \
   static auto handle = find("fastcnn::" #name, &fastcnn::ops::name); \
   return handle.call(__VA_ARGS__)
 
@@ -24,8 +24,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_train(const Tensor& input, const O
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> _batch_norm_train(const Tensor& input, const OptionalTensor& weight,
-                                                             const OptionalTensor& bias,
-                                                             const OptionalTensor& residual, double eps, bool relu) {
+                                                             const OptionalTensor& bias, const OptionalTensor& residual,
+                                                             double eps, bool relu) {
   FASTCNN_CALL(_batch_norm_train, input, weight, bias, residual, eps, relu);
 }
 
@@ -62,10 +62,10 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   FASTCNN_CALL(conv2d, input, weight, bias, stride, padding, dilation, groups, activation);
 }
 
-std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input,
-                                                   const Tensor& weight, c10::SymIntArrayRef stride,
-                                                   c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                                                   c10::SymInt groups, std::array<bool, 3> output_mask) {
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                   c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                                   c10::SymIntArrayRef dilation, c10::SymInt groups,
+                                                   std::array<bool, 3> output_mask) {
   FASTCNN_CALL(conv2d_backward, grad_output, input, weight, stride, padding, dilation, groups, output_mask);
 }
 
@@ -104,8 +104,8 @@ Tensor _max_pool2d_gather(const Tensor& values, const Tensor& offsets, c10::SymI
 Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets, c10::SymIntArrayRef input_size,
                            c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                            c10::SymIntArrayRef dilation, bool ceil_mode, at::MemoryFormat memory_format) {
-  FASTCNN_CALL(max_pool2d_backward, grad_output, offsets, input_size, kernel_size, stride, padding, dilation,
-               ceil_mode, memory_format);
+  FASTCNN_CALL(max_pool2d_backward, grad_output, offsets, input_size, kernel_size, stride, padding, dilation, ceil_mode,
+               memory_format);
 }
 
 Tensor avg_pool2d(const Tensor& input, c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
@@ -118,8 +118,8 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, c10::SymIntArrayRef input_
                            c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, bool ceil_mode,
                            bool count_include_pad, std::optional<c10::SymInt> divisor_override,
                            at::MemoryFormat memory_format) {
-  FASTCNN_CALL(avg_pool2d_backward, grad_output, input_size, kernel_size, stride, padding, ceil_mode,
-               count_include_pad, divisor_override, memory_format);
+  FASTCNN_CALL(avg_pool2d_backward, grad_output, input_size, kernel_size, stride, padding, ceil_mode, count_include_pad,
+               divisor_override, memory_format);
 }
 
 Tensor adaptive_avg_pool2d(const Tensor& input, c10::SymIntArrayRef output_size) {

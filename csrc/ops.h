@@ -1,4 +1,5 @@
-// The ops as C++ functions that go through the dispatcher: what autograd and other ops call, never each other's kernels.
+// The ops as C++ functions that go through the dispatcher: what autograd and other ops call, never each other's
+// kernels.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <c10/core/SymIntArrayRef.h>
@@ -19,8 +20,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_train(const Tensor& input, const O
                                                     const OptionalTensor& bias, const OptionalTensor& residual,
                                                     double eps, bool relu);
 std::tuple<Tensor, Tensor, Tensor, Tensor> _batch_norm_train(const Tensor& input, const OptionalTensor& weight,
-                                                             const OptionalTensor& bias,
-                                                             const OptionalTensor& residual, double eps, bool relu);
+                                                             const OptionalTensor& bias, const OptionalTensor& residual,
+                                                             double eps, bool relu);
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_train_backward(const Tensor& grad_output, const Tensor& input,
                                                                      const Tensor& mean, const Tensor& var,
                                                                      const OptionalTensor& weight, const Tensor& mask,
@@ -42,10 +43,10 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
               std::optional<std::string_view> activation);
 
 // Gradients that output_mask does not ask for come back as empty tensors.
-std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input,
-                                                   const Tensor& weight, c10::SymIntArrayRef stride,
-                                                   c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                                                   c10::SymInt groups, std::array<bool, 3> output_mask);
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                   c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                                   c10::SymIntArrayRef dilation, c10::SymInt groups,
+                                                   std::array<bool, 3> output_mask);
 
 // --- pooling: `offsets` say which tap of a window won, see library.cpp ---
 

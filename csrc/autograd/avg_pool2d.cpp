@@ -30,9 +30,9 @@ struct AvgPool2dOptions {
   }
   static AvgPool2dOptions load(AutogradContext* ctx) {
     auto& saved = ctx->saved_data;
-    return {saved["kernel_size"].toSymIntVector(), saved["stride"].toSymIntVector(), saved["padding"].toSymIntVector(),
-            saved["ceil_mode"].toBool(), saved["count_include_pad"].toBool(),
-            saved["divisor_override"].toOptional<SymInt>()};
+    return {saved["kernel_size"].toSymIntVector(), saved["stride"].toSymIntVector(),
+            saved["padding"].toSymIntVector(),     saved["ceil_mode"].toBool(),
+            saved["count_include_pad"].toBool(),   saved["divisor_override"].toOptional<SymInt>()};
   }
 };
 

@@ -101,8 +101,8 @@ class BatchNormBackwardFunction : public torch::autograd::Function<BatchNormBack
   static constexpr bool is_traceable = true;
 
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
-                               const OptionalTensor& weight, const Tensor& mean, const Tensor& var,
-                               const Tensor& mask, double eps, bool training, std::array<bool, 4> output_mask) {
+                               const OptionalTensor& weight, const Tensor& mean, const Tensor& var, const Tensor& mask,
+                               double eps, bool training, std::array<bool, 4> output_mask) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [grad_input, grad_weight, grad_bias, grad_residual] =
         call_backward(training, grad_output, input, mean, var, weight, mask, eps, output_mask);
@@ -182,8 +182,7 @@ class BatchNormBackwardFunction : public torch::autograd::Function<BatchNormBack
   static void accumulate(Tensor& sum, const Tensor& term) { sum = sum.defined() ? sum + term : term; }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> _batch_norm_train_autograd(const Tensor& input,
-                                                                      const OptionalTensor& weight,
+std::tuple<Tensor, Tensor, Tensor, Tensor> _batch_norm_train_autograd(const Tensor& input, const OptionalTensor& weight,
                                                                       const OptionalTensor& bias,
                                                                       const OptionalTensor& residual, double eps,
                                                                       bool relu) {
@@ -196,8 +195,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> _batch_norm_train_autograd(const Tens
 }
 
 std::tuple<Tensor, Tensor, Tensor> batch_norm_train_autograd(const Tensor& input, const OptionalTensor& weight,
-                                                             const OptionalTensor& bias,
-                                                             const OptionalTensor& residual, double eps, bool relu) {
+                                                             const OptionalTensor& bias, const OptionalTensor& residual,
+                                                             double eps, bool relu) {
   if (!needs_grad(input, weight, bias, residual)) {
     at::AutoDispatchBelowADInplaceOrView below;
     return ops::batch_norm_train(input, weight, bias, residual, eps, relu);
@@ -213,8 +212,8 @@ std::tuple<Tensor, Tensor> _batch_norm_infer_autograd(const Tensor& input, const
     at::AutoDispatchBelowADInplaceOrView below;
     return ops::_batch_norm_infer(input, mean, var, weight, bias, residual, eps, relu);
   }
-  const auto r = BatchNormFunction::apply(input, weight, bias, residual, OptionalTensor(mean), OptionalTensor(var),
-                                          eps, relu);
+  const auto r =
+      BatchNormFunction::apply(input, weight, bias, residual, OptionalTensor(mean), OptionalTensor(var), eps, relu);
   return {r[0], r[1]};
 }
 
@@ -236,8 +235,8 @@ Gradients batch_norm_backward_autograd(const Tensor& grad_output, const Tensor& 
     at::AutoDispatchBelowADInplaceOrView below;
     return call_backward(kTraining, grad_output, input, mean, var, weight, mask, eps, output_mask);
   }
-  const auto grads = BatchNormBackwardFunction::apply(grad_output, input, weight, mean, var, mask, eps, kTraining,
-                                                      output_mask);
+  const auto grads =
+      BatchNormBackwardFunction::apply(grad_output, input, weight, mean, var, mask, eps, kTraining, output_mask);
   return {grads[0], grads[1], grads[2], grads[3]};
 }
 

@@ -48,8 +48,8 @@ variable_list backward_through_offsets(AutogradContext* ctx, const variable_list
   const backends::Guard switches(load_switches(ctx));
   variable_list result(arguments);
   if (grads[0].defined())
-    result[0] = call_backward(grads[0], ctx->get_saved_variables()[0], load_size(ctx),
-                              MaxPool2dOptions::load(ctx), load_format(ctx));
+    result[0] = call_backward(grads[0], ctx->get_saved_variables()[0], load_size(ctx), MaxPool2dOptions::load(ctx),
+                              load_format(ctx));
   return result;
 }
 
@@ -59,8 +59,7 @@ class MaxPool2dTrainFunction : public torch::autograd::Function<MaxPool2dTrainFu
 
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const MaxPool2dOptions& o) {
     at::AutoDispatchBelowADInplaceOrView below;
-    auto [output, offsets] =
-        ops::_max_pool2d_train(input, o.kernel_size, o.stride, o.padding, o.dilation, o.ceil_mode);
+    auto [output, offsets] = ops::_max_pool2d_train(input, o.kernel_size, o.stride, o.padding, o.dilation, o.ceil_mode);
     save_switches(ctx);
     save_layout(ctx, input);
     o.save(ctx);
@@ -156,11 +155,10 @@ std::tuple<Tensor, Tensor> max_pool2d_with_indices_autograd(const Tensor& input,
     return ops::max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode);
   }
   if (!offsets_cover(input, kernel_size))
-    return fallback::max_pool2d_with_indices(
-        input, C10_AS_INTARRAYREF_SLOW(kernel_size), C10_AS_INTARRAYREF_SLOW(stride), C10_AS_INTARRAYREF_SLOW(padding),
-        C10_AS_INTARRAYREF_SLOW(dilation), ceil_mode);
-  const auto [output, offsets] =
-      max_pool2d_train_autograd(input, kernel_size, stride, padding, dilation, ceil_mode);
+    return fallback::max_pool2d_with_indices(input, C10_AS_INTARRAYREF_SLOW(kernel_size),
+                                             C10_AS_INTARRAYREF_SLOW(stride), C10_AS_INTARRAYREF_SLOW(padding),
+                                             C10_AS_INTARRAYREF_SLOW(dilation), ceil_mode);
+  const auto [output, offsets] = max_pool2d_train_autograd(input, kernel_size, stride, padding, dilation, ceil_mode);
   return {output, ops::_max_pool2d_indices(offsets, input.sym_sizes(), kernel_size, stride, padding, dilation,
                                            ceil_mode, input.suggest_memory_format())};
 }

@@ -1,4 +1,5 @@
-// What the autograd nodes share: whether a graph is wanted, and keeping sizes and switches between forward and backward.
+// What the autograd nodes share: whether a graph is wanted, and keeping sizes and switches between forward and
+// backward.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>

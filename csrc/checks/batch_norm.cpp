@@ -37,8 +37,8 @@ class PerChannelCheck {
 };
 
 void check_same(const at::Tensor& t, const char* name, const at::Tensor& input) {
-  TORCH_CHECK(t.sizes() == input.sizes(), kOp, "expected ", name, " of input's size ", input.sizes(), ", but got ", name,
-              " of size ", t.sizes());
+  TORCH_CHECK(t.sizes() == input.sizes(), kOp, "expected ", name, " of input's size ", input.sizes(), ", but got ",
+              name, " of size ", t.sizes());
   TORCH_CHECK(t.scalar_type() == input.scalar_type(), kOp, "mixed dtype: ", name, " type (", t.scalar_type(),
               ") and input type (", input.scalar_type(), ") should be the same");
   TORCH_CHECK(t.device() == input.device(), kOp, "Expected all tensors to be on the same device, but got input on ",

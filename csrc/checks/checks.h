@@ -20,8 +20,8 @@ Conv2dGeometry conv2d_backward(const at::Tensor& grad_output, const at::Tensor& 
                                at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                                int64_t groups);
 
-// What a concatenation writes. Empty tensors of shape [0] are skipped, as torch.cat does. In memory the output is `rows`
-// rows; each tensor gives every row one run, of its size in `dim` times `inner` elements.
+// What a concatenation writes. Empty tensors of shape [0] are skipped, as torch.cat does. In memory the output is
+// `rows` rows; each tensor gives every row one run, of its size in `dim` times `inner` elements.
 struct Concat {
   int64_t dim;
   at::ScalarType dtype;

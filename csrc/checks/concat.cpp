@@ -1,5 +1,5 @@
-#include <ATen/native/TypeProperties.h>
 #include <ATen/WrapDimUtils.h>
+#include <ATen/native/TypeProperties.h>
 
 #include <optional>
 

@@ -27,7 +27,7 @@ class Guard {
 
 // The kernel record: off, it costs one load. Names come one a call of an op, in order.
 FASTCNN_SHARED void record_kernel(const char* name);
-void set_recording(bool on);      // starting clears the record
-std::string recorded_kernels();   // one name a line
+void set_recording(bool on);     // starting clears the record
+std::string recorded_kernels();  // one name a line
 
 }  // namespace fastcnn::backends

@@ -1,5 +1,6 @@
 // A ReLU's mask as one bit an element, in ordinary tensor operations: for what no kernel of ours computes. The mask of
-// [n, c, ...] is uint8 [rows, ceil(c / 8)], its rows the positions n, ... in NHWC order, channel k in bit k % 8 of byte k / 8.
+// [n, c, ...] is uint8 [rows, ceil(c / 8)], its rows the positions n, ... in NHWC order, channel k in bit k % 8 of byte
+// k / 8.
 #pragma once
 #include <ATen/core/Tensor.h>
 

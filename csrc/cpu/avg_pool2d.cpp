@@ -43,8 +43,18 @@ Tensor forward(const Pool2dGeometry& g, const Tensor& input, const MakeWindows& 
     const Windows w = windows();
     with_compute_type(output, [&](auto zero) {
       using T = decltype(zero);
-      const AvgPool2dArgs<T> args{nhwc.const_data_ptr<T>(), output.mutable_data_ptr<T>(), w.rows.data(), w.cols.data(),
-                                  g.channels, g.in_h, g.in_w, g.out_h, g.out_w, g.in_w / g.out_w * g.channels, 0, 0};
+      const AvgPool2dArgs<T> args{nhwc.const_data_ptr<T>(),
+                                  output.mutable_data_ptr<T>(),
+                                  w.rows.data(),
+                                  w.cols.data(),
+                                  g.channels,
+                                  g.in_h,
+                                  g.in_w,
+                                  g.out_h,
+                                  g.out_w,
+                                  g.in_w / g.out_w * g.channels,
+                                  0,
+                                  0};
       over_rows(args, g.batch * g.out_h, g.in_h * g.in_w * g.channels / g.out_h, kernels().of<T>().avg_pool2d);
     });
   });
@@ -56,16 +66,17 @@ void backward(const Pool2dGeometry& g, const Windows& w, const Tensor& grad_outp
   T* result = grad_input.mutable_data_ptr<T>();
   if (are_disjoint(w.rows, 1) && are_disjoint(w.cols, 1)) {
     backends::record_kernel("avg_pool2d_backward_disjoint");
-    const Pool2dDisjointArgs<T> args{grad, nullptr, nullptr, result, w.rows.data(), w.cols.data(), g.channels, g.in_h,
-                                     g.in_w, g.out_h, g.out_w, 0, 0, 0};
+    const Pool2dDisjointArgs<T> args{grad,          nullptr,    nullptr, result, w.rows.data(),
+                                     w.cols.data(), g.channels, g.in_h,  g.in_w, g.out_h,
+                                     g.out_w,       0,          0,       0};
     over_rows(args, g.batch * g.out_h, g.in_h * g.in_w * g.channels / g.out_h,
               kernels().of<T>().avg_pool2d_backward_disjoint);
     return;
   }
   backends::record_kernel("avg_pool2d_backward");
   const HitTable row_hits(w.rows, g.in_h, 1), col_hits(w.cols, g.in_w, 1);
-  const AvgPool2dBackwardArgs<T> args{grad, result, row_hits.view(), col_hits.view(), g.channels, g.in_h, g.in_w,
-                                      g.out_h, g.out_w, 0, 0};
+  const AvgPool2dBackwardArgs<T> args{
+      grad, result, row_hits.view(), col_hits.view(), g.channels, g.in_h, g.in_w, g.out_h, g.out_w, 0, 0};
   over_rows(args, g.batch * g.in_h, g.in_w * g.channels, kernels().of<T>().avg_pool2d_backward);
 }
 
@@ -87,8 +98,8 @@ Tensor global_forward(const Pool2dGeometry& g, const Tensor& input) {
     const Tensor nhwc = to_nhwc(input);
     with_compute_type(output, [&](auto zero) {
       using T = decltype(zero);
-      const GlobalAvgPool2dArgs<T> args{nhwc.const_data_ptr<T>(), output.mutable_data_ptr<T>(), g.channels, g.in_h,
-                                        g.in_w, 0, 0};
+      const GlobalAvgPool2dArgs<T> args{
+          nhwc.const_data_ptr<T>(), output.mutable_data_ptr<T>(), g.channels, g.in_h, g.in_w, 0, 0};
       over_rows(args, g.batch, g.in_h * g.in_w * g.channels, kernels().of<T>().global_avg_pool2d);
     });
   });
@@ -101,8 +112,8 @@ Tensor global_backward(const Pool2dGeometry& g, const Tensor& grad_output, at::M
     const Tensor nhwc = to_nhwc(grad_output);
     with_compute_type(grad_input, [&](auto zero) {
       using T = decltype(zero);
-      const GlobalAvgPool2dArgs<T> args{nhwc.const_data_ptr<T>(), grad_input.mutable_data_ptr<T>(), g.channels, g.in_h,
-                                        g.in_w, 0, 0};
+      const GlobalAvgPool2dArgs<T> args{
+          nhwc.const_data_ptr<T>(), grad_input.mutable_data_ptr<T>(), g.channels, g.in_h, g.in_w, 0, 0};
       over_rows(args, g.batch, g.in_h * g.in_w * g.channels, kernels().of<T>().global_avg_pool2d_backward);
     });
   });
@@ -119,8 +130,8 @@ Tensor avg_pool2d_cpu(const Tensor& input, IntArrayRef kernel_size, IntArrayRef 
 Tensor avg_pool2d_backward_cpu(const Tensor& grad_output, IntArrayRef input_size, IntArrayRef kernel_size,
                                IntArrayRef stride, IntArrayRef padding, bool ceil_mode, bool count_include_pad,
                                std::optional<int64_t> divisor_override, at::MemoryFormat memory_format) {
-  const Pool2dGeometry g = checks::avg_pool2d_backward(grad_output, input_size, kernel_size, stride, padding, ceil_mode,
-                                                       divisor_override);
+  const Pool2dGeometry g =
+      checks::avg_pool2d_backward(grad_output, input_size, kernel_size, stride, padding, ceil_mode, divisor_override);
   return backward(g, grad_output, memory_format,
                   [&] { return regular_windows(g, count_include_pad, divisor_override); });
 }

@@ -1,5 +1,6 @@
 // Batch norm on the CPU: tensors as rows of channels (NHWC), cut into tiles by size alone, so that the results do not
-// depend on the number of threads. One pass reduces, a second one applies, in reverse order: it finds its tiles in cache.
+// depend on the number of threads. One pass reduces, a second one applies, in reverse order: it finds its tiles in
+// cache.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -142,8 +143,8 @@ Moments batch_moments(const BatchNormGeometry& g, const Tiles& tiles, const Tens
   const T* x = input.const_data_ptr<T>();
   tiles.run(/*reversed=*/false, [&](const Tile& t) {
     const int64_t at = t.index * c + t.channel;
-    kernels().of<T>().batch_norm_stats({x + t.row * c + t.channel, t.rows, t.channels, c, tiles.block_rows(),
-                                        sums.data() + at, squares.data() + at});
+    kernels().of<T>().batch_norm_stats(
+        {x + t.row * c + t.channel, t.rows, t.channels, c, tiles.block_rows(), sums.data() + at, squares.data() + at});
   });
   // 2. Merged in order: Chan, Golub and LeVeque 1979.
   Moments m{std::vector<double>(c, 0), std::vector<double>(c, 0)};
@@ -186,10 +187,9 @@ void apply(const BatchNormGeometry& g, const Tiles& tiles, const Tensor& input, 
   uint8_t* bits = mask.numel() > 0 ? mask.mutable_data_ptr<uint8_t>() : nullptr;
   tiles.run(/*reversed=*/true, [&](const Tile& t) {
     const int64_t at = t.row * c + t.channel;
-    kernels().of<T>().batch_norm_apply({x + at, offset(r, at), mean.data() + t.channel, scales.data() + t.channel,
-                                        shifts.data() + t.channel, y + at,
-                                        offset(bits, t.row * g.mask_stride + t.channel / 8), t.rows, t.channels, c,
-                                        g.mask_stride, relu});
+    kernels().of<T>().batch_norm_apply(
+        {x + at, offset(r, at), mean.data() + t.channel, scales.data() + t.channel, shifts.data() + t.channel, y + at,
+         offset(bits, t.row * g.mask_stride + t.channel / 8), t.rows, t.channels, c, g.mask_stride, relu});
   });
 }
 

@@ -4,7 +4,7 @@
 
 namespace fastcnn::cpu {
 
-const KernelTable& kernels();     // the table in use
+const KernelTable& kernels();       // the table in use
 const char* detected_capability();  // what the CPU has: "baseline", "avx2" or "avx512"
 
 }  // namespace fastcnn::cpu

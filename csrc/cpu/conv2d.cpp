@@ -27,8 +27,8 @@ std::vector<GatherConv<T>> forward_problems(const Conv2dGeometry& g, const at::T
   p.grid = {g.out_h, g.out_w, g.stride_h, g.stride_w, {}};
   for (int64_t kh = 0; kh < g.kernel_h; ++kh)
     for (int64_t kw = 0; kw < g.kernel_w; ++kw)
-      p.grid.taps.push_back({kh * g.dilation_h - g.pad_h, kw * g.dilation_w - g.pad_w,
-                             kh * weight.stride(2) + kw * weight.stride(3)});
+      p.grid.taps.push_back(
+          {kh * g.dilation_h - g.pad_h, kw * g.dilation_w - g.pad_w, kh * weight.stride(2) + kw * weight.stride(3)});
   p.depth_stride = weight.stride(1), p.lane_stride = weight.stride(0);
   p.lanes = g.group_out();
   p.relu = relu;
@@ -46,8 +46,8 @@ std::vector<GatherConv<T>> forward_problems(const Conv2dGeometry& g, const at::T
   return problems;
 }
 
-// One dimension of the input's gradient at the positions congruent to `phase` modulo the stride: the kernel offsets that
-// reach them, and how far from position / stride each one's output lies.
+// One dimension of the input's gradient at the positions congruent to `phase` modulo the stride: the kernel offsets
+// that reach them, and how far from position / stride each one's output lies.
 struct PhaseTap {
   int64_t kernel, offset;
 };
@@ -160,9 +160,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const Conv2dGeometry& g,
           mask[1] ? grad_weight<T>(g, grad, input) : at::Tensor(), mask[2] ? channel_sums<T>(grad) : at::Tensor()};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(
-    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef stride,
-    at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, std::array<bool, 3> output_mask) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(const at::Tensor& grad_output,
+                                                                   const at::Tensor& input, const at::Tensor& weight,
+                                                                   at::IntArrayRef stride, at::IntArrayRef padding,
+                                                                   at::IntArrayRef dilation, int64_t groups,
+                                                                   std::array<bool, 3> output_mask) {
   const Conv2dGeometry g = checks::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups);
   const auto dtype = input.scalar_type();
   if (!is_covered(dtype))

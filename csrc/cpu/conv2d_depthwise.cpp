@@ -11,9 +11,26 @@ constexpr int64_t kGrainElements = 16 * 1024;  // results a thread takes at leas
 template <typename T>
 Conv2dDepthwiseArgs<T> make_args(const Conv2dGeometry& g, const at::Tensor& input, const at::Tensor& weight,
                                  const T* bias, bool relu, at::Tensor& output) {
-  return {input.const_data_ptr<T>(), weight.const_data_ptr<T>(), bias, output.mutable_data_ptr<T>(), g.in_channels,
-          g.in_h, g.in_w, g.out_h, g.out_w, g.kernel_h, g.kernel_w, g.stride_h, g.stride_w, g.pad_h, g.pad_w,
-          g.dilation_h, g.dilation_w, 0, 0, relu};
+  return {input.const_data_ptr<T>(),
+          weight.const_data_ptr<T>(),
+          bias,
+          output.mutable_data_ptr<T>(),
+          g.in_channels,
+          g.in_h,
+          g.in_w,
+          g.out_h,
+          g.out_w,
+          g.kernel_h,
+          g.kernel_w,
+          g.stride_h,
+          g.stride_w,
+          g.pad_h,
+          g.pad_w,
+          g.dilation_h,
+          g.dilation_w,
+          0,
+          0,
+          relu};
 }
 
 template <typename T>
@@ -57,10 +74,10 @@ void depthwise_grad_weight(const Conv2dGeometry& g, const at::Tensor& grad_outpu
   });
 }
 
-#define FASTCNN_INSTANTIATE(T)                                                                                         \
-  template void depthwise_forward<T>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&, const T*, bool,      \
-                                     at::Tensor&);                                                                     \
-  template void depthwise_grad_input<T>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&, at::Tensor&);     \
+#define FASTCNN_INSTANTIATE(T)                                                                                     \
+  template void depthwise_forward<T>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&, const T*, bool,  \
+                                     at::Tensor&);                                                                 \
+  template void depthwise_grad_input<T>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&, at::Tensor&); \
   template void depthwise_grad_weight<T>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&, at::Tensor&);
 FASTCNN_INSTANTIATE(float)
 FASTCNN_INSTANTIATE(double)

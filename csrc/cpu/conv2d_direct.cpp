@@ -113,7 +113,8 @@ class DirectRun {
     if (copies_) {
       col_stride_ = p.image.depth;
       row_stride_ = col_stride_ * ((g.cols - 1) * g.step_w + g.max_w() - g.min_w() + 1);
-      segments_ = make_segments(g, p.image.depth, row_stride_, col_stride_, g.min_h() * row_stride_ + g.min_w() * col_stride_);
+      segments_ =
+          make_segments(g, p.image.depth, row_stride_, col_stride_, g.min_h() * row_stride_ + g.min_w() * col_stride_);
     } else {
       col_stride_ = p.image.stride_w;
       row_stride_ = p.image.stride_h;
@@ -126,8 +127,7 @@ class DirectRun {
     const Chunks chunks = Chunks::plan(p_, threads);
     // Few chunks: the threads share a chunk's lanes, each one with an input copy of its own.
     const int64_t lane_parts = std::clamp<int64_t>(ceil_div(threads, chunks.count), 1, blocks_.count);
-    const int64_t scratch_size =
-        copies_ ? chunks.images * window_rows_size(p_.grid, chunks.rows, p_.image.depth) : 0;
+    const int64_t scratch_size = copies_ ? chunks.images * window_rows_size(p_.grid, chunks.rows, p_.image.depth) : 0;
     at::Tensor scratch = at::empty({threads, scratch_size}, options);
     T* scratch_data = scratch_size > 0 ? scratch.mutable_data_ptr<T>() : nullptr;
     at::parallel_for(0, chunks.count * lane_parts, 1, [&](int64_t begin, int64_t end) {

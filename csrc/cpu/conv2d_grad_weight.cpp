@@ -1,5 +1,5 @@
-// Drivers of the weight gradient, for many and for few input channels. Both go through the batch chunk by chunk, with the
-// input copied with its halo; what a chunk is depends on the sizes alone, and so does the order of additions.
+// Drivers of the weight gradient, for many and for few input channels. Both go through the batch chunk by chunk, with
+// the input copied with its halo; what a chunk is depends on the sizes alone, and so does the order of additions.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -13,12 +13,12 @@
 namespace fastcnn::cpu {
 namespace {
 
-// Bytes of a chunk, input copy and output gradient: what a second-level cache of 1 MB holds beside the tiles' results, and
-// a fraction of it where many chunks are to run side by side.
+// Bytes of a chunk, input copy and output gradient: what a second-level cache of 1 MB holds beside the tiles' results,
+// and a fraction of it where many chunks are to run side by side.
 constexpr int64_t kChunkBytes = 768 * 1024;
 constexpr int64_t kTapsChunkBytes = 128 * 1024;
-constexpr int64_t kTapsMaxBytes = 256 * 1024;  // of the result, as every part keeps a copy
-constexpr int64_t kTapsParts = 16;             // sums that run side by side and are added in order at the end
+constexpr int64_t kTapsMaxBytes = 256 * 1024;   // of the result, as every part keeps a copy
+constexpr int64_t kTapsParts = 16;              // sums that run side by side and are added in order at the end
 constexpr int kPanelRows[] = {4, 5, 6, 8, 10};  // what conv2d_grad_weight has tiles for
 constexpr int64_t kSumRows = 1024;              // rows summed by one task of channel_sums
 
@@ -37,9 +37,9 @@ struct GradWeightProblem {
   const T* grad_output;  // NHWC, at the group's first channel
   T* grad_weight;        // [group_out, kernel_h, kernel_w, depth]
   WindowGrid grid;
-  int64_t row_stride;          // of the copy
-  int64_t images, rows;        // of a chunk: whole images, or rows of one image
-  int64_t image_size;          // of the copy
+  int64_t row_stride;    // of the copy
+  int64_t images, rows;  // of a chunk: whole images, or rows of one image
+  int64_t image_size;    // of the copy
 
   struct Chunk {
     int64_t n0, n1, i0, i1;
@@ -55,7 +55,8 @@ struct GradWeightProblem {
   }
 
   void choose_chunks(int64_t chunk_bytes) {
-    const int64_t image_elements = window_rows_size(grid, grid.rows, input.depth) + grid.rows * grid.cols * g.group_out();
+    const int64_t image_elements =
+        window_rows_size(grid, grid.rows, input.depth) + grid.rows * grid.cols * g.group_out();
     const int64_t image_bytes = image_elements * static_cast<int64_t>(sizeof(T));
     images = std::clamp<int64_t>(chunk_bytes / std::max<int64_t>(1, image_bytes), 1, g.batch);
     rows = images > 1 ? grid.rows : ceil_div(grid.rows, std::min(grid.rows, ceil_div(image_bytes, chunk_bytes)));
@@ -134,11 +135,10 @@ class GradWeightTapsRun {
     const int64_t vectors = ceil_div(channels, p_.kernel.width), blocks = ceil_div(vectors, p_.kernel.max_vectors);
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t first = vectors * b / blocks, last = vectors * (b + 1) / blocks, lane = first * p_.kernel.width;
-      p_.kernel.conv2d_grad_weight_taps({copy, offsets.data(), row_offsets_.data(),
-                                         static_cast<int64_t>(row_offsets_.size()), p_.grad_at(c, c.n0) + lane,
-                                         p_.g.out_channels, p_.pixels(c), sums + lane, channels,
-                                         static_cast<int>(last - first),
-                                         std::min<int64_t>(channels - lane, (last - first) * p_.kernel.width)});
+      p_.kernel.conv2d_grad_weight_taps(
+          {copy, offsets.data(), row_offsets_.data(), static_cast<int64_t>(row_offsets_.size()),
+           p_.grad_at(c, c.n0) + lane, p_.g.out_channels, p_.pixels(c), sums + lane, channels,
+           static_cast<int>(last - first), std::min<int64_t>(channels - lane, (last - first) * p_.kernel.width)});
     }
   }
 
@@ -242,11 +242,10 @@ class GradWeightRun {
     for (const LaneBlock& block : blocks)
       for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         const int64_t k = panel * panel_rows_;
-        p_.kernel.conv2d_grad_weight({panels + (panel - first_panel) * pixels * panel_rows_, copy + block.in_offset,
-                                      offsets.data(), pixels, p_.grad_weight + k * row_stride + block.out_offset,
-                                      row_stride, panel_rows_,
-                                      static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)),
-                                      block.vectors, block.lanes});
+        p_.kernel.conv2d_grad_weight(
+            {panels + (panel - first_panel) * pixels * panel_rows_, copy + block.in_offset, offsets.data(), pixels,
+             p_.grad_weight + k * row_stride + block.out_offset, row_stride, panel_rows_,
+             static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)), block.vectors, block.lanes});
       }
   }
 
@@ -317,7 +316,8 @@ at::Tensor channel_sums(const at::Tensor& values_nhwc) {
   return result;
 }
 
-template void conv2d_grad_weight_direct<float>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&, at::Tensor&);
+template void conv2d_grad_weight_direct<float>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&,
+                                               at::Tensor&);
 template void conv2d_grad_weight_direct<double>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&,
                                                 at::Tensor&);
 template at::Tensor channel_sums<float>(const at::Tensor&);

@@ -35,9 +35,23 @@ template <typename T>
 void forward(const Pool2dGeometry& g, const Tensor& input, const Tensor& output, const Tensor& offsets) {
   backends::record_kernel("max_pool2d");
   const auto rows = row_windows(g), cols = col_windows(g);
-  const MaxPool2dArgs<T> args{input.const_data_ptr<T>(), output.mutable_data_ptr<T>(), bytes_or_null(offsets),
-                              ints_or_null(offsets), rows.data(), cols.data(), g.channels, g.in_h, g.in_w, g.out_h,
-                              g.out_w, g.kernel_w, g.dilation_h, g.dilation_w, g.stride_w * g.channels, 0, 0};
+  const MaxPool2dArgs<T> args{input.const_data_ptr<T>(),
+                              output.mutable_data_ptr<T>(),
+                              bytes_or_null(offsets),
+                              ints_or_null(offsets),
+                              rows.data(),
+                              cols.data(),
+                              g.channels,
+                              g.in_h,
+                              g.in_w,
+                              g.out_h,
+                              g.out_w,
+                              g.kernel_w,
+                              g.dilation_h,
+                              g.dilation_w,
+                              g.stride_w * g.channels,
+                              0,
+                              0};
   over_rows(args, g.batch * g.out_h, g.in_h * g.in_w * g.channels / g.out_h, kernels().of<T>().max_pool2d);
 }
 
@@ -71,16 +85,40 @@ void backward(const Pool2dGeometry& g, const Tensor& grad_output, const Tensor& 
   T* result = grad_input.mutable_data_ptr<T>();
   if (are_disjoint(rows, g.dilation_h) && are_disjoint(cols, g.dilation_w)) {
     backends::record_kernel("max_pool2d_backward_disjoint");
-    const Pool2dDisjointArgs<T> args{grad, bytes_or_null(offsets), ints_or_null(offsets), result, rows.data(),
-                                     cols.data(), g.channels, g.in_h, g.in_w, g.out_h, g.out_w, g.kernel_w, 0, 0};
+    const Pool2dDisjointArgs<T> args{grad,
+                                     bytes_or_null(offsets),
+                                     ints_or_null(offsets),
+                                     result,
+                                     rows.data(),
+                                     cols.data(),
+                                     g.channels,
+                                     g.in_h,
+                                     g.in_w,
+                                     g.out_h,
+                                     g.out_w,
+                                     g.kernel_w,
+                                     0,
+                                     0};
     over_rows(args, g.batch * g.out_h, g.in_h * g.in_w * g.channels / g.out_h,
               kernels().of<T>().max_pool2d_backward_disjoint);
     return;
   }
   backends::record_kernel("max_pool2d_backward");
   const HitTable row_hits(rows, g.in_h, g.dilation_h), col_hits(cols, g.in_w, g.dilation_w);
-  const MaxPool2dBackwardArgs<T> args{grad, bytes_or_null(offsets), ints_or_null(offsets), result, row_hits.view(),
-                                      col_hits.view(), g.channels, g.in_h, g.in_w, g.out_h, g.out_w, g.kernel_w, 0, 0};
+  const MaxPool2dBackwardArgs<T> args{grad,
+                                      bytes_or_null(offsets),
+                                      ints_or_null(offsets),
+                                      result,
+                                      row_hits.view(),
+                                      col_hits.view(),
+                                      g.channels,
+                                      g.in_h,
+                                      g.in_w,
+                                      g.out_h,
+                                      g.out_w,
+                                      g.kernel_w,
+                                      0,
+                                      0};
   over_rows(args, g.batch * g.in_h, g.in_w * g.channels, kernels().of<T>().max_pool2d_backward);
 }
 
@@ -92,9 +130,8 @@ Tensor max_pool2d_backward_cpu(const Tensor& grad_output, const Tensor& offsets,
   checks::max_pool2d_grad_output(grad_output, g);
   const Tensor nhwc_offsets = offsets.contiguous(kNhwc);
   return filled(input_size, grad_output.options(), memory_format, [&](const Tensor& grad_input) {
-    with_compute_type(grad_input, [&](auto zero) {
-      backward<decltype(zero)>(g, to_nhwc(grad_output), nhwc_offsets, grad_input);
-    });
+    with_compute_type(grad_input,
+                      [&](auto zero) { backward<decltype(zero)>(g, to_nhwc(grad_output), nhwc_offsets, grad_input); });
   });
 }
 
@@ -148,8 +185,8 @@ std::tuple<Tensor, Tensor> max_pool2d_with_indices_cpu(const Tensor& input, IntA
                                          input.suggest_memory_format())};
 }
 
-// The transpose of max_pool2d_backward: what `values` [n, c, in_h, in_w] hold at each window's winner; zero for a window
-// that lies outside the image.
+// The transpose of max_pool2d_backward: what `values` [n, c, in_h, in_w] hold at each window's winner; zero for a
+// window that lies outside the image.
 Tensor max_pool2d_gather_cpu(const Tensor& values, const Tensor& offsets, IntArrayRef kernel_size, IntArrayRef stride,
                              IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
   const Pool2dGeometry g =

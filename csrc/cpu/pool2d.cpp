@@ -36,7 +36,8 @@ HitTable::HitTable(const std::vector<PoolWindow>& windows, int64_t positions, in
   const auto each = [&](const auto& visit) {
     for (size_t i = 0; i < windows.size(); ++i)
       for (int64_t t = 0; t < windows[i].count; ++t)
-        visit(windows[i].begin + t * dilation, PoolHit{static_cast<int64_t>(i), windows[i].tap + t, windows[i].divisor});
+        visit(windows[i].begin + t * dilation,
+              PoolHit{static_cast<int64_t>(i), windows[i].tap + t, windows[i].divisor});
   };
   each([&](int64_t position, const PoolHit&) { ++starts_[position + 1]; });
   for (int64_t p = 0; p < positions; ++p) starts_[p + 1] += starts_[p];

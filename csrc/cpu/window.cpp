@@ -31,7 +31,7 @@ int64_t WindowGrid::max_w() const {
 
 template <typename T>
 ImageView<T> image_view(const at::Tensor& nchw) {
-  return {nchw.const_data_ptr<T>(), nchw.size(0), nchw.size(2),   nchw.size(3),   nchw.size(1),
+  return {nchw.const_data_ptr<T>(), nchw.size(0),   nchw.size(2),   nchw.size(3),  nchw.size(1),
           nchw.stride(0),           nchw.stride(2), nchw.stride(3), nchw.stride(1)};
 }
 

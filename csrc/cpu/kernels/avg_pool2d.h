@@ -1,5 +1,5 @@
-// Average pooling, regular and adaptive: windows are tables, so one kernel serves both. A window's rows are summed first
-// and then each other, which keeps the chains of additions short. Included by pool2d.h.
+// Average pooling, regular and adaptive: windows are tables, so one kernel serves both. A window's rows are summed
+// first and then each other, which keeps the chains of additions short. Included by pool2d.h.
 
 namespace fastcnn::cpu::FASTCNN_ISA {
 namespace {
@@ -129,8 +129,7 @@ void global_avg_pool2d_backward(const GlobalAvgPool2dArgs<T>& args) {
     over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) FASTCNN_INLINE {
       constexpr int kVectors = decltype(block)::kVectors;
       typename V::Reg grad[kVectors];
-      for (int v = 0; v < kVectors; ++v)
-        grad[v] = V::div(block.load(a.source + n * a.channels + c, v, lanes), divisor);
+      for (int v = 0; v < kVectors; ++v) grad[v] = V::div(block.load(a.source + n * a.channels + c, v, lanes), divisor);
       T* p = a.result + n * pixels * a.channels + c;
       for (int64_t i = 0; i < pixels; ++i, p += a.channels)
         for (int v = 0; v < kVectors; ++v) block.store(p, grad[v], v, lanes);

@@ -171,8 +171,8 @@ void grad_sums_block(const BatchNormGradSumsArgs<T>& a, int64_t channel, int val
 #pragma GCC unroll 4
       for (int v = 0; v < kRegisters; ++v) {
         const int64_t at = r * a.row_stride + v * width;
-        const typename V::Reg grad = pass_gradient<kMask, T>(load_lanes<kWhole>(g + at, lanes), bits + r * a.mask_stride,
-                                                             channel + v * width, lanes);
+        const typename V::Reg grad = pass_gradient<kMask, T>(load_lanes<kWhole>(g + at, lanes),
+                                                             bits + r * a.mask_stride, channel + v * width, lanes);
         total[j][v] = V::add(total[j][v], grad);
         products[j][v] = V::fmadd(grad, V::sub(load_lanes<kWhole>(x + at, lanes), mean[v]), products[j][v]);
       }
@@ -225,7 +225,8 @@ void apply_block(const BatchNormApplyArgs<T>& a, int64_t channel, int channels) 
       if constexpr (kRelu) y = V::relu(y);
       store_lanes<kWhole>(output + at, y, lanes[v]);
       // The gradient passes all but zeros: what is above zero, and NaN.
-      if constexpr (kMask) bits |= static_cast<uint64_t>(~V::bits(V::equal(y, V::zero())) & ((1u << lanes[v]) - 1)) << at;
+      if constexpr (kMask)
+        bits |= static_cast<uint64_t>(~V::bits(V::equal(y, V::zero())) & ((1u << lanes[v]) - 1)) << at;
     }
     if constexpr (kMask) store_bits<kWhole ? kRegisters * width : 0>(mask, bits, channels);
     x += a.row_stride, output += a.row_stride;
@@ -266,9 +267,8 @@ void grad_input_block(const BatchNormGradInputArgs<T>& a, int64_t channel, int c
 #pragma GCC unroll 4
     for (int v = 0; v < kRegisters; ++v) {
       const int64_t at = first + v * width;
-      const typename V::Reg grad =
-          pass_gradient<kMask, T>(load_lanes<kWhole>(a.grad_output + at, lanes), a.mask + row * a.mask_stride,
-                                  channel + v * width, lanes);
+      const typename V::Reg grad = pass_gradient<kMask, T>(load_lanes<kWhole>(a.grad_output + at, lanes),
+                                                           a.mask + row * a.mask_stride, channel + v * width, lanes);
       if constexpr (kResidual) store_lanes<kWhole>(a.grad_residual + at, grad, lanes);
       typename V::Reg result;
       if constexpr (kInput) {

@@ -4,10 +4,10 @@
 #pragma once
 #include <cstdint>
 
-#define FASTCNN_BATCH_NORM_KERNELS(KERNEL)                     \
-  KERNEL(batch_norm_stats, BatchNormStatsArgs)                 \
-  KERNEL(batch_norm_apply, BatchNormApplyArgs)                 \
-  KERNEL(batch_norm_grad_sums, BatchNormGradSumsArgs)          \
+#define FASTCNN_BATCH_NORM_KERNELS(KERNEL)            \
+  KERNEL(batch_norm_stats, BatchNormStatsArgs)        \
+  KERNEL(batch_norm_apply, BatchNormApplyArgs)        \
+  KERNEL(batch_norm_grad_sums, BatchNormGradSumsArgs) \
   KERNEL(batch_norm_grad_input, BatchNormGradInputArgs)
 
 namespace fastcnn::cpu {
@@ -15,7 +15,7 @@ namespace fastcnn::cpu {
 // sum[c] = sum of the tile's column c; square[c] = sum of squared distances from the column's mean.
 template <typename T>
 struct BatchNormStatsArgs {
-  const T* input;      // [rows, row_stride]
+  const T* input;  // [rows, row_stride]
   int64_t rows, channels, row_stride;
   int64_t block_rows;  // rows summed in T before double takes over
   double* sum;         // [channels]
@@ -44,9 +44,9 @@ struct BatchNormGradSumsArgs {
   const uint8_t* mask;   // [rows, mask_stride], or null
   const T* mean;         // [channels]
   int64_t rows, channels, row_stride, mask_stride;
-  int64_t block_rows;    // rows summed in T before double takes over
-  double* sum;           // [channels]
-  double* product;       // [channels]
+  int64_t block_rows;  // rows summed in T before double takes over
+  double* sum;         // [channels]
+  double* product;     // [channels]
 };
 
 // grad_input = grad * scale + (input - mean) * slope + offset, without the last two terms where input is null;

@@ -17,16 +17,16 @@ struct Conv2dSegment {
 template <typename T>
 struct Conv2dDirectArgs {
   const T* input;
-  const int64_t* input_offsets;   // [pixels]
+  const int64_t* input_offsets;  // [pixels]
   T* output;
   const int64_t* output_offsets;  // [pixels]
   int64_t pixels;
   const Conv2dSegment* segments;  // [num_segments]
   int64_t num_segments;
-  const T* weight;                // [reduction, vectors * width], padded with zeros
-  const T* bias;                  // [channels] or null
-  int vectors;                    // registers of output channels, 1 to the table's conv2d_max_vectors
-  int64_t channels;               // output channels in this block, at most vectors * width
+  const T* weight;   // [reduction, vectors * width], padded with zeros
+  const T* bias;     // [channels] or null
+  int vectors;       // registers of output channels, 1 to the table's conv2d_max_vectors
+  int64_t channels;  // output channels in this block, at most vectors * width
   bool relu;
 };
 
@@ -42,22 +42,22 @@ struct Conv2dPackArgs {
   int64_t num_taps;
   int64_t lanes;
   int64_t padded_lanes;
-  T* packed;                   // [num_taps * depth, padded_lanes]
+  T* packed;  // [num_taps * depth, padded_lanes]
 };
 
 // grad_weight[k][lane] += sum over pixels p of grad_output[p][k] * input[input_offsets[p] + lane]
 template <typename T>
 struct Conv2dGradWeightArgs {
-  const T* grad_panel;           // [pixels, rows]: `rows` output channels, padded with zeros
+  const T* grad_panel;  // [pixels, rows]: `rows` output channels, padded with zeros
   const T* input;
   const int64_t* input_offsets;  // [pixels]
   int64_t pixels;
-  T* grad_weight;                // [valid_rows, row_stride]
+  T* grad_weight;  // [valid_rows, row_stride]
   int64_t row_stride;
-  int rows;                      // a panel's output channels: 4, 6, 8 or 10
+  int rows;  // a panel's output channels: 4, 6, 8 or 10
   int valid_rows;
   int vectors;
-  int64_t lanes;                 // valid lanes, at most vectors * width
+  int64_t lanes;  // valid lanes, at most vectors * width
 };
 
 // The same sum for layers of few input channels, with the roles exchanged: lanes are output channels.
@@ -68,13 +68,13 @@ struct Conv2dGradWeightTapsArgs {
   const int64_t* input_offsets;  // [pixels]
   const int64_t* row_offsets;    // [rows]: (kernel row, kernel column, input channel)
   int64_t rows;
-  const T* grad_output;          // [pixels, grad_stride]
+  const T* grad_output;  // [pixels, grad_stride]
   int64_t grad_stride;
   int64_t pixels;
-  T* transposed;                 // [rows, row_stride]
+  T* transposed;  // [rows, row_stride]
   int64_t row_stride;
   int vectors;
-  int64_t lanes;                 // valid lanes, at most vectors * width
+  int64_t lanes;  // valid lanes, at most vectors * width
 };
 
 // sums[c] = sum over rows of values[row * row_stride + c]
@@ -92,10 +92,10 @@ struct SumRowsArgs {
 // Gradient of the input, likewise for input rows: then `input` is the output's gradient.
 template <typename T>
 struct Conv2dDepthwiseArgs {
-  const T* input;        // [n, in_h, in_w, channels]
-  const T* weight;       // [kernel_h * kernel_w, channels]
-  const T* bias;         // [channels] or null
-  T* output;             // [n, out_h, out_w, channels]
+  const T* input;   // [n, in_h, in_w, channels]
+  const T* weight;  // [kernel_h * kernel_w, channels]
+  const T* bias;    // [channels] or null
+  T* output;        // [n, out_h, out_w, channels]
   int64_t channels, in_h, in_w, out_h, out_w;
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int64_t row_begin, row_end;

@@ -92,8 +92,8 @@ void conv2d_depthwise_grad_weight(const Conv2dDepthwiseGradWeightArgs<T>& a) {
             for (int64_t ow = 0; ow < a.out_w; ++ow) {
               const int64_t iw = ow * a.stride_w - a.pad_w + kw * a.dilation_w;
               if (iw < 0 || iw >= a.in_w) continue;
-              acc = V::fmadd(V::load_first(grad + ow * a.channels, lanes),
-                             V::load_first(in + iw * a.channels, lanes), acc);
+              acc = V::fmadd(V::load_first(grad + ow * a.channels, lanes), V::load_first(in + iw * a.channels, lanes),
+                             acc);
             }
             total = V::add(total, acc);
           }

@@ -68,11 +68,16 @@ constexpr int max_vectors_for() {
 template <typename T>
 void conv2d_grad_weight(const Conv2dGradWeightArgs<T>& a) {
   switch (a.rows) {
-    case 4: return conv2d_grad_weight_vectors<T, 4, max_vectors_for<4>()>(a);
-    case 5: return conv2d_grad_weight_vectors<T, 5, max_vectors_for<5>()>(a);
-    case 6: return conv2d_grad_weight_vectors<T, 6, max_vectors_for<6>()>(a);
-    case 8: return conv2d_grad_weight_vectors<T, 8, max_vectors_for<8>()>(a);
-    case 10: return conv2d_grad_weight_vectors<T, 10, max_vectors_for<10>()>(a);
+    case 4:
+      return conv2d_grad_weight_vectors<T, 4, max_vectors_for<4>()>(a);
+    case 5:
+      return conv2d_grad_weight_vectors<T, 5, max_vectors_for<5>()>(a);
+    case 6:
+      return conv2d_grad_weight_vectors<T, 6, max_vectors_for<6>()>(a);
+    case 8:
+      return conv2d_grad_weight_vectors<T, 8, max_vectors_for<8>()>(a);
+    case 10:
+      return conv2d_grad_weight_vectors<T, 10, max_vectors_for<10>()>(a);
   }
 }
 

@@ -8,25 +8,25 @@
 #include "pool2d_args.h"
 
 // name of the kernel and of its table slot, argument struct
-#define FASTCNN_KERNELS(KERNEL)                                               \
-  KERNEL(conv2d_direct, Conv2dDirectArgs)                                     \
-  KERNEL(conv2d_pack, Conv2dPackArgs)                                         \
-  KERNEL(conv2d_grad_weight, Conv2dGradWeightArgs)                            \
-  KERNEL(conv2d_grad_weight_taps, Conv2dGradWeightTapsArgs)                   \
-  KERNEL(conv2d_depthwise, Conv2dDepthwiseArgs)                               \
-  KERNEL(conv2d_depthwise_grad_input, Conv2dDepthwiseArgs)                    \
-  KERNEL(conv2d_depthwise_grad_weight, Conv2dDepthwiseGradWeightArgs)         \
-  KERNEL(sum_rows, SumRowsArgs)                                               \
-  FASTCNN_POOL2D_KERNELS(KERNEL)                                              \
+#define FASTCNN_KERNELS(KERNEL)                                       \
+  KERNEL(conv2d_direct, Conv2dDirectArgs)                             \
+  KERNEL(conv2d_pack, Conv2dPackArgs)                                 \
+  KERNEL(conv2d_grad_weight, Conv2dGradWeightArgs)                    \
+  KERNEL(conv2d_grad_weight_taps, Conv2dGradWeightTapsArgs)           \
+  KERNEL(conv2d_depthwise, Conv2dDepthwiseArgs)                       \
+  KERNEL(conv2d_depthwise_grad_input, Conv2dDepthwiseArgs)            \
+  KERNEL(conv2d_depthwise_grad_weight, Conv2dDepthwiseGradWeightArgs) \
+  KERNEL(sum_rows, SumRowsArgs)                                       \
+  FASTCNN_POOL2D_KERNELS(KERNEL)                                      \
   FASTCNN_BATCH_NORM_KERNELS(KERNEL)
 
 namespace fastcnn::cpu {
 
 template <typename T>
 struct KernelSet {
-  int width;                   // elements of T in a register
-  int max_vectors;             // registers of lanes in a convolution's tile
-  int (*rows_for)(int);        // pixels (or output channels) in a tile of that many registers
+  int width;             // elements of T in a register
+  int max_vectors;       // registers of lanes in a convolution's tile
+  int (*rows_for)(int);  // pixels (or output channels) in a tile of that many registers
 #define FASTCNN_SLOT(name, Args) void (*name)(const Args<T>&);
   FASTCNN_KERNELS(FASTCNN_SLOT)
 #undef FASTCNN_SLOT

@@ -15,9 +15,7 @@ int tile_rows(int vectors) { return rows_for(vectors); }
 
 template <typename T>
 constexpr KernelSet<T> kernel_set() {
-  return {Vec<T>::kWidth,
-          kMaxVectors,
-          &tile_rows,
+  return {Vec<T>::kWidth, kMaxVectors, &tile_rows,
 #define FASTCNN_ENTRY(name, Args) &name<T>,
           FASTCNN_KERNELS(FASTCNN_ENTRY)
 #undef FASTCNN_ENTRY

@@ -97,5 +97,5 @@ FASTCNN_INLINE inline void over_disjoint_windows(const Pool2dDisjointArgs<T> a, 
 }  // namespace
 }  // namespace fastcnn::cpu::FASTCNN_ISA
 
-#include "max_pool2d.h"
 #include "avg_pool2d.h"
+#include "max_pool2d.h"

@@ -2,14 +2,14 @@
 #pragma once
 #include <cstdint>
 
-#define FASTCNN_POOL2D_KERNELS(KERNEL)                            \
-  KERNEL(max_pool2d, MaxPool2dArgs)                               \
-  KERNEL(max_pool2d_backward, MaxPool2dBackwardArgs)              \
-  KERNEL(max_pool2d_backward_disjoint, Pool2dDisjointArgs)        \
-  KERNEL(avg_pool2d, AvgPool2dArgs)                               \
-  KERNEL(avg_pool2d_backward, AvgPool2dBackwardArgs)              \
-  KERNEL(avg_pool2d_backward_disjoint, Pool2dDisjointArgs)        \
-  KERNEL(global_avg_pool2d, GlobalAvgPool2dArgs)                  \
+#define FASTCNN_POOL2D_KERNELS(KERNEL)                     \
+  KERNEL(max_pool2d, MaxPool2dArgs)                        \
+  KERNEL(max_pool2d_backward, MaxPool2dBackwardArgs)       \
+  KERNEL(max_pool2d_backward_disjoint, Pool2dDisjointArgs) \
+  KERNEL(avg_pool2d, AvgPool2dArgs)                        \
+  KERNEL(avg_pool2d_backward, AvgPool2dBackwardArgs)       \
+  KERNEL(avg_pool2d_backward_disjoint, Pool2dDisjointArgs) \
+  KERNEL(global_avg_pool2d, GlobalAvgPool2dArgs)           \
   KERNEL(global_avg_pool2d_backward, GlobalAvgPool2dArgs)
 
 namespace fastcnn::cpu {
@@ -45,17 +45,17 @@ struct MaxPool2dArgs {
   const PoolWindow* rows;  // [out_h]
   const PoolWindow* cols;  // [out_w]
   int64_t channels, in_h, in_w, out_h, out_w, kernel_w, dilation_h, dilation_w;
-  int64_t next_window;     // elements from a window to the next one in its row
+  int64_t next_window;  // elements from a window to the next one in its row
   int64_t row_begin, row_end;
 };
 
 // For the input rows [row_begin, row_end) of the flattened [n * in_h]. One of the offsets is null.
 template <typename T>
 struct MaxPool2dBackwardArgs {
-  const T* grad_output;       // [n, out_h, out_w, channels]
-  const uint8_t* offsets8;    // as grad_output
+  const T* grad_output;     // [n, out_h, out_w, channels]
+  const uint8_t* offsets8;  // as grad_output
   const int32_t* offsets32;
-  T* grad_input;              // [n, in_h, in_w, channels]
+  T* grad_input;  // [n, in_h, in_w, channels]
   PoolHits rows, cols;
   int64_t channels, in_h, in_w, out_h, out_w, kernel_w;
   int64_t row_begin, row_end;
@@ -69,7 +69,7 @@ struct AvgPool2dArgs {
   const PoolWindow* rows;  // [out_h]
   const PoolWindow* cols;  // [out_w]
   int64_t channels, in_h, in_w, out_h, out_w;
-  int64_t next_window;     // elements from a window to the next one in its row, about
+  int64_t next_window;  // elements from a window to the next one in its row, about
   int64_t row_begin, row_end;
 };
 
@@ -83,16 +83,16 @@ struct AvgPool2dBackwardArgs {
   int64_t row_begin, row_end;
 };
 
-// Gradient where no pixel lies under two windows, for the output rows [row_begin, row_end) of the flattened [n * out_h].
-// A row owns the input rows from its windows to the next row's; the first and the last row own what is left.
+// Gradient where no pixel lies under two windows, for the output rows [row_begin, row_end) of the flattened [n *
+// out_h]. A row owns the input rows from its windows to the next row's; the first and the last row own what is left.
 template <typename T>
 struct Pool2dDisjointArgs {
-  const T* grad_output;       // [n, out_h, out_w, channels]
-  const uint8_t* offsets8;    // max pooling: as grad_output; one of the offsets is null
+  const T* grad_output;     // [n, out_h, out_w, channels]
+  const uint8_t* offsets8;  // max pooling: as grad_output; one of the offsets is null
   const int32_t* offsets32;
-  T* grad_input;              // [n, in_h, in_w, channels]
-  const PoolWindow* rows;     // [out_h]
-  const PoolWindow* cols;     // [out_w]
+  T* grad_input;           // [n, in_h, in_w, channels]
+  const PoolWindow* rows;  // [out_h]
+  const PoolWindow* cols;  // [out_w]
   int64_t channels, in_h, in_w, out_h, out_w, kernel_w;
   int64_t row_begin, row_end;
 };

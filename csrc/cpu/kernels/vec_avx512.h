@@ -10,9 +10,7 @@ namespace {
 
 // Register budget of the tiles: 32 registers, of which at most 30 are in use (see conv2d_direct.h).
 constexpr int kMaxVectors = 4;
-constexpr int rows_for(int vectors) {
-  return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 8 : 10;
-}
+constexpr int rows_for(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 8 : 10; }
 
 template <typename T>
 struct Vec;
@@ -53,9 +51,7 @@ struct Vec<float> {
   static Reg load_u8(const uint8_t* p, int n) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
   }
-  static Reg load_i32(const int32_t* p, int n) {
-    return _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(first(n), p));
-  }
+  static Reg load_i32(const int32_t* p, int n) { return _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(first(n), p)); }
 };
 
 template <>
@@ -92,9 +88,7 @@ struct Vec<double> {
   static Reg load_u8(const uint8_t* p, int n) {
     return _mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
   }
-  static Reg load_i32(const int32_t* p, int n) {
-    return _mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(first(n), p));
-  }
+  static Reg load_i32(const int32_t* p, int n) { return _mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(first(n), p)); }
 };
 
 }  // namespace
