@@ -37,8 +37,8 @@ clean:
 
 # The package with one of its extras, compiled against the torch in .venv.
 $(venv)/.installed-%: $(torch_stamp) $(sources)
-	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
-	    { echo "A C++ compiler is missing; on Debian and Ubuntu: apt install g++" >&2; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || \
+	    { echo "The C++ compiler g++ is missing; on Debian and Ubuntu: apt install g++" >&2; exit 1; }
 	$(bin)/pip install '.[$*]'
 	@touch $@
 
