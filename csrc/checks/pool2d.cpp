@@ -43,7 +43,9 @@ Pool2dGeometry pool2d(const char* op, at::IntArrayRef sizes, at::IntArrayRef ker
                 padding[0], ", kW = ", kernel_size[1], ", kH = ", kernel_size[0]);
   }
 
-  // 2. Sizes.
+  // 2. Sizes. torch's avg_pool2d asks for dimension -3 before anything else, hence another exception type.
+  TORCH_CHECK_INDEX(sizes.size() >= 3 || std::string_view(op) != "avg_pool2d", at, "Dimension out of range: expected 3D ",
+                    "or 4D input, but got input of size ", sizes);
   TORCH_CHECK(sizes.size() == 4, at, "non-empty 3D or 4D (batch mode) tensor expected for input: Expected 3D or 4D ",
               "(batch mode) tensor, but got: ", sizes);
   TORCH_CHECK(sizes[1] > 0 && sizes[2] > 0 && sizes[3] > 0, at,

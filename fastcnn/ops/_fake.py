@@ -233,6 +233,10 @@ def _pool_pair(op: str, name: str, values: _Ints) -> tuple[int, int]:
         len(values) == 2,
         lambda: f"fastcnn::{op}: {op}: {name} must either be a single int, or a tuple of two ints, but got {values}",
     )
+    torch._check(
+        max(abs(values[0]), abs(values[1])) < 2**31,
+        lambda: f"fastcnn::{op}: {name}: value cannot be converted to type int without overflow, but got {values}",
+    )
     return values[0], values[1]
 
 
@@ -248,6 +252,8 @@ def _pool2d_shape(
             values[0] > 0 and values[1] > 0,
             lambda n=name, v=values: f"fastcnn::{op}: {n} should be greater than zero, but got {v}",
         )
+    if op == "avg_pool2d" and len(sizes) < 3:
+        raise IndexError(f"fastcnn::{op}: Dimension out of range: expected 3D or 4D input, but got {sizes}")
     torch._check(len(sizes) == 4, lambda: f"fastcnn::{op}: 3D or 4D (batch mode) tensor expected, got {sizes}")
     torch._check(
         sizes[1] > 0 and sizes[2] > 0 and sizes[3] > 0,

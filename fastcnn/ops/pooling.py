@@ -96,6 +96,7 @@ def avg_pool2d(
 
     Raises:
         RuntimeError: shapes or hyperparameters that torch refuses; an empty output.
+        IndexError: fewer than 3 dimensions.
         TypeError: hyperparameters that are no ints.
         NotImplementedError: a dtype or device that only torch's own op covers, with fastcnn.backends.fallback off.
 
@@ -138,7 +139,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | 
         Tensor[N, C, out_h, out_w] or Tensor[C, out_h, out_w] of input's dtype and memory format.
 
     Raises:
-        RuntimeError: shapes that torch refuses, negative sizes; ranks other than 3 and 4.
+        RuntimeError: shapes that torch refuses, negative sizes.
         TypeError: sizes that are no ints.
         NotImplementedError: a dtype or device that only torch's own op covers, with fastcnn.backends.fallback off.
 
@@ -158,6 +159,8 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | 
             _require_int(op, "output_size", size, "tuple of ints")
     else:
         sizes = list(_pair(op, "output_size", output_size))  # type: ignore[arg-type]
+    if sizes == [1, 1] and input.dim() not in (3, 4):
+        return input.mean((-1, -2), keepdim=True)  # torch takes any rank for this size, and only for this one
     return _like_input(torch.ops.fastcnn.adaptive_avg_pool2d.default(_batched(input), sizes), input)
 
 
