@@ -53,7 +53,7 @@ class BatchNormReLU2d(nn.BatchNorm2d):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Computes relu(batch_norm(input) + residual) of Tensor[N, C, H, W]; see fastcnn.ops.batch_norm_relu."""
         self._check_input_dim(input)
-        return ops.batch_norm_relu(input, *_arguments(self), residual=residual)
+        return ops.batch_norm_relu(input, *_arguments(self), residual)
 
 
 class SyncBatchNormReLU2d(nn.SyncBatchNorm):
@@ -88,8 +88,8 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.M
             bias=module.bias is not None,
         )
         # The tensors themselves, as torch does it: an optimizer that holds them goes on holding the right ones.
-        for tensors, source in ((sync._parameters, module._parameters), (sync._buffers, module._buffers)):
-            tensors.update(source)
+        sync._parameters.update(module._parameters)
+        sync._buffers.update(module._buffers)
         return sync.train(module.training)
     if isinstance(module, _BatchNorm):
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module, process_group)
@@ -99,7 +99,9 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.M
     return module
 
 
-def _arguments(module: _BatchNorm) -> tuple[Any, ...]:
+def _arguments(
+    module: _BatchNorm,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, bool, float, float]:
     """Counts the batch, and gives what torch.nn's forward passes to F.batch_norm after the input."""
     momentum = 0.0 if module.momentum is None else module.momentum
     if module.training and module.track_running_stats and module.num_batches_tracked is not None:

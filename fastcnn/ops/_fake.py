@@ -123,9 +123,12 @@ def _batch_norm_check(input: Tensor, residual: Tensor | None, **per_channel: Ten
             continue
         torch._check(t.shape == input.shape[1:2], lambda n=name: f"{n} should contain {input.shape[1]} elements")
         torch._check(
-            t.device == input.device, lambda n=name, d=t.device: f"{n} on {d} is not on the expected device {input.device}"
+            t.device == input.device,
+            lambda n=name, d=t.device: f"{n} on {d} is not on the expected device {input.device}",
         )
-        torch._check(t.dtype in expected, lambda n=name, d=t.dtype: f"mixed dtype: {n} has {d}, expected {expected}")
+        torch._check(
+            t.dtype in expected, lambda n=name, d=t.dtype, e=expected: f"mixed dtype: {n} has {d}, expected {e}"
+        )
         expected = {t.dtype}
     if residual is not None:
         torch._check(residual.shape == input.shape, lambda: f"expected residual of input's size {input.shape}")

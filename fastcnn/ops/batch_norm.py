@@ -30,7 +30,7 @@ def batch_norm(
         running_mean: Tensor[C], updated in place in training; None only in training.
         running_var: Tensor[C], likewise.
         weight: Tensor[C], or None for 1.
-        bias: Tensor[C], or None for 0. Weight, bias and statistics have one dtype: input's, or float32 for the half types.
+        bias: Tensor[C], or None for 0. Weight, bias and statistics have one dtype: input's, or float32 for half types.
         training: whether the batch's own statistics are used.
         momentum: the batch's share in the running statistics.
         eps: what is added to the variance.
@@ -47,7 +47,7 @@ def batch_norm(
     Numerics: the statistics are summed in float32 over at most 128 rows, shifted by the mean so that a mean far from
     zero does not cancel, and merged in float64; what they normalise is computed in float32, the half types rounding
     once, at the end (float64 throughout for float64). The bits do not depend on the number of threads, and in
-    evaluation not on the other images of the batch. One NaN or infinity in a channel makes NaN of all of it in training.
+    evaluation not on the other images of the batch. One NaN or infinity makes NaN of its whole channel in training.
 
     Source: Ioffe and Szegedy, Batch Normalization, ICML 2015.
     """
@@ -119,7 +119,9 @@ def _batch_norm(
         )
         return output
     if (running_mean is None) != (running_var is None):
-        raise ValueError("fastcnn::batch_norm: running_mean and running_var must either both be None or neither be None")
+        raise ValueError(
+            "fastcnn::batch_norm: running_mean and running_var must either both be None or neither be None"
+        )
     output, mean, var = torch.ops.fastcnn.batch_norm_train.default(input, weight, bias, residual, eps, relu)
     # An empty batch leaves the running statistics alone, as in torch.
     if running_mean is not None and running_var is not None and input.numel() > 0:
@@ -136,8 +138,8 @@ def _check_running(name: str, running: Tensor, input: Tensor, weight: Tensor | N
     """Raises what the op raises for such a tensor in evaluation: in training it never sees the running statistics."""
     if running.shape != input.shape[1:2]:
         raise RuntimeError(
-            f"fastcnn::batch_norm: {name} should contain {input.shape[1]} elements not {running.numel()}; got {name} of "
-            f"size {list(running.shape)} for input of size {list(input.shape)}"
+            f"fastcnn::batch_norm: {name} should contain {input.shape[1]} elements not {running.numel()}; got {name} "
+            f"of size {list(running.shape)} for input of size {list(input.shape)}"
         )
     half = input.dtype in (torch.bfloat16, torch.float16)
     expected = weight.dtype if weight is not None else torch.float32 if half else input.dtype

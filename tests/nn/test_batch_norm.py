@@ -134,7 +134,11 @@ def network() -> nn.Sequential:
 
 
 def test_torchs_sync_batch_norm_conversion_refuses_to_drop_the_relu() -> None:
-    for module in (network(), fastcnn.BatchNormReLU2d(3), fastcnn.nn.convert_sync_batchnorm(fastcnn.BatchNormReLU2d(3))):
+    for module in (
+        network(),
+        fastcnn.BatchNormReLU2d(3),
+        fastcnn.nn.convert_sync_batchnorm(fastcnn.BatchNormReLU2d(3)),
+    ):
         with pytest.raises(NotImplementedError, match=r"fastcnn\.nn\.convert_sync_batchnorm"):
             nn.SyncBatchNorm.convert_sync_batchnorm(module)
     # Without a ReLU torch's conversion loses nothing.

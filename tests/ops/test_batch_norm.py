@@ -30,10 +30,12 @@ def test_batch_norm_values_and_gradients(name: str, layout: str, dtype: torch.dt
         output = batch_norm(case.input, *statistics, case.weight, case.bias, training)
         gradients = torch.autograd.grad(output, (case.input, case.weight, case.bias), case.grad_output)
     assert output.dtype == dtype
-    assert relative_error(output, wanted) <= tolerance(dtype)
+    assert relative_error(output, wanted.detach()) <= tolerance(dtype)
     wanted_gradients = torch.autograd.grad(wanted, (exact.input, exact.weight, exact.bias), exact.grad_output)
     # With two rows the input's gradient is what is left of terms that cancel.
-    scale = max(1.0, 30 * float(wanted.detach().abs().max() / wanted_gradients[0].abs().max()) if name == "two_rows" else 1)
+    scale = max(
+        1.0, 30 * float(wanted.detach().abs().max() / wanted_gradients[0].abs().max()) if name == "two_rows" else 1
+    )
     for g, w in zip(gradients, wanted_gradients, strict=True):
         assert relative_error(g, w) <= scale * tolerance(dtype)
     for s, w in zip(statistics, wanted_statistics, strict=True):
@@ -51,7 +53,7 @@ def test_batch_norm_half_input_with_float32_parameters(dtype: torch.dtype, train
     inputs, exact_inputs = (case.input, case.weight, case.bias), (exact.input, exact.weight, exact.bias)
     gradients = torch.autograd.grad(output, inputs, case.grad_output)
     assert [t.dtype for t in (output, *gradients)] == [dtype, dtype, torch.float32, torch.float32]
-    assert relative_error(output, wanted) <= tolerance(dtype)
+    assert relative_error(output, wanted.detach()) <= tolerance(dtype)
     # What comes back in float32 was never rounded to the half type.
     for g, w in zip(gradients, torch.autograd.grad(wanted, exact_inputs, exact.grad_output), strict=True):
         assert relative_error(g, w) <= tolerance(g.dtype)
@@ -84,7 +86,11 @@ def test_batch_norm_statistics_of_a_mean_far_from_zero(first_row: float) -> None
     rounding = torch.finfo(torch.float32).eps * exact_mean.abs()
     assert bool(((mean - exact_mean).abs() <= rounding + 1e-6 * exact_var.sqrt()).all())
     assert float((var / exact_var - 1).abs().max()) < 1e-5
-    error = float((batch_norm(input, None, None, training=True) - F.batch_norm(input.double(), None, None, training=True)).abs().max())
+    error = float(
+        (batch_norm(input, None, None, training=True) - F.batch_norm(input.double(), None, None, training=True))
+        .abs()
+        .max()
+    )
     assert error < (1e-4 if first_row else 1e-5)
 
 
@@ -167,13 +173,21 @@ def test_batch_norm_fallback_computes_the_same(training: bool) -> None:
                 wanted, got = (wanted,), (got,)
             for w, g in zip(wanted, got, strict=True):
                 torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5)
-            with fastcnn.backends.fallback(False), torch.no_grad(), pytest.raises(NotImplementedError, match="fallback"):
+            with (
+                fastcnn.backends.fallback(False),
+                torch.no_grad(),
+                pytest.raises(NotImplementedError, match="fallback"),
+            ):
                 op.redispatch(elsewhere, *args)
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (3, 5, 4), (2, 5, 3, 4), (2, 5, 1, 1), (2, 1, 3, 3), (2, 3, 2, 3, 2)])
 def test_batch_norm_output_has_torchs_strides(shape: tuple[int, ...]) -> None:
-    inputs = [torch.randn(shape), torch.randn(shape).movedim(1, -1).contiguous().movedim(-1, 1), torch.randn(*shape, 2)[..., 0]]
+    inputs = [
+        torch.randn(shape),
+        torch.randn(shape).movedim(1, -1).contiguous().movedim(-1, 1),
+        torch.randn(*shape, 2)[..., 0],
+    ]
     for input in inputs:
         if shape[1] == 1 and not input.is_contiguous():
             continue  # torch takes another of several equal layouts
@@ -221,8 +235,7 @@ def test_batch_norm_nan_and_infinity_as_torch(where: tuple[int, ...], layout: st
             statistics = case.statistics()
             results.append((function(case.input, *statistics, case.weight, case.bias, training), *statistics))
         for got, wanted in zip(*results, strict=True):
-            for kind in (torch.isnan, torch.isposinf, torch.isneginf):
-                assert torch.equal(kind(got), kind(wanted))
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 2, 2), (2, 3, 0, 2), (2, 0, 2, 2)])
@@ -249,10 +262,18 @@ def bad_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any], tuple[str, .
         "rank 1": ((torch.randn(3), zeros, ones), {}, ()),
         "rank 1 in training": ((torch.randn(3), zeros, ones), train, ()),
         "rank 0": ((torch.tensor(1.0), zeros, ones), {}, ()),
-        "one value": ((torch.randn(1, 3), None, None), train, ("Expected more than 1 value per channel when training",)),
+        "one value": (
+            (torch.randn(1, 3), None, None),
+            train,
+            ("Expected more than 1 value per channel when training",),
+        ),
         "one pixel": ((torch.randn(1, 3, 1, 1), zeros, ones), train, ("more than 1 value per channel", "1, 3, 1, 1")),
         "running_mean": ((x, torch.zeros(4), ones), {}, ("running_mean should contain 3 elements not 4",)),
-        "running_mean in training": ((x, torch.zeros(4), ones), train, ("running_mean should contain 3 elements not 4",)),
+        "running_mean in training": (
+            (x, torch.zeros(4), ones),
+            train,
+            ("running_mean should contain 3 elements not 4",),
+        ),
         "running_var": ((x, zeros, torch.ones(2)), {}, ("running_var should contain 3 elements not 2",)),
         "running_var in training": ((x, zeros, torch.ones(2)), train, ("running_var should contain 3 elements not 2",)),
         "weight": ((x, zeros, ones, torch.ones(5)), {}, ("weight should contain 3 elements not 5",)),
@@ -272,7 +293,11 @@ def bad_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any], tuple[str, .
         "double input": ((x.double(), zeros, ones), {}, ("mixed dtype",)),
         "half statistics": ((x.bfloat16(), zeros.half(), ones.half()), {}, ("mixed dtype",)),
         "half weight": ((x.bfloat16(), zeros, ones, ones.bfloat16()), {}, ("expected scalar type", "found")),
-        "half weight in training": ((x.bfloat16(), zeros, ones, ones.bfloat16()), train, ("expected scalar type", "found")),
+        "half weight in training": (
+            (x.bfloat16(), zeros, ones, ones.bfloat16()),
+            train,
+            ("expected scalar type", "found"),
+        ),
         "integers": ((x.long(), zeros, ones), {}, ()),
         "integers in training": ((x.long(), None, None), train, ("not implemented for 'Long'",)),
         "complex": ((x.to(torch.complex64), None, None), train, ("not implemented for 'ComplexFloat'",)),
@@ -291,7 +316,7 @@ def test_batch_norm_bad_input_raises_as_torch(name: str) -> None:
 @pytest.mark.parametrize("name", ["rank 1", "one value", "running_mean", "weight", "eps 0 in training", "weight dtype"])
 def test_batch_norm_bad_input_raises_as_torch_while_tracing(name: str) -> None:
     args, kwargs, _ = bad_calls()[name]
-    with pytest.raises(Exception) as expected:  # noqa: PT011 - torch says which type
+    with pytest.raises(Exception) as expected:
         F.batch_norm(*args, **kwargs)
     with torch._subclasses.FakeTensorMode() as mode, pytest.raises(expected.type):
         batch_norm(*(mode.from_tensor(t) if isinstance(t, Tensor) else t for t in args), **kwargs)
@@ -299,7 +324,9 @@ def test_batch_norm_bad_input_raises_as_torch_while_tracing(name: str) -> None:
 
 def test_batch_norm_residual_of_another_shape_or_dtype_raises() -> None:
     x, op = torch.randn(2, 3, 4, 4), torch.ops.fastcnn.batch_norm_train
-    with pytest.raises(RuntimeError, match=r"residual of input's size \[2, 3, 4, 4\], but got residual of size \[2, 3, 4, 1\]"):
+    with pytest.raises(
+        RuntimeError, match=r"residual of input's size \[2, 3, 4, 4\], but got residual of size \[2, 3, 4, 1\]"
+    ):
         op(x, None, None, x[..., :1], 1e-5, True)
     with pytest.raises(RuntimeError, match="residual type"):
         op(x, None, None, x.double(), 1e-5, True)

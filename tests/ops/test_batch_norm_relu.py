@@ -41,10 +41,12 @@ def test_batch_norm_relu_values_and_gradients(
         inputs = (case.input, case.weight, case.bias) + ((case.residual,) if residual else ())
         gradients = torch.autograd.grad(output, inputs, case.grad_output)
     assert output.dtype == dtype
-    assert relative_error(output, F.relu(before)) <= tolerance(dtype)
+    assert relative_error(output, F.relu(before).detach()) <= tolerance(dtype)
     # Nearly everywhere it is clear what the ReLU cuts; the gradients are compared for what ours cut.
     passed = output > 0
-    assert torch.equal(passed, before > 0) or float(before[passed != (before > 0)].abs().max()) < 10 * tolerance(dtype)
+    assert torch.equal(passed, before > 0) or float(
+        before.detach()[passed != (before > 0)].abs().max()
+    ) < 10 * tolerance(dtype)
     exact_inputs = (exact.input, exact.weight, exact.bias) + ((exact.residual,) if residual else ())
     wanted_gradients = torch.autograd.grad(before, exact_inputs, exact.grad_output * passed)
     scale = max(1.0, 30 / float(wanted_gradients[0].abs().max())) if name == "two_rows" else 1.0
@@ -138,8 +140,7 @@ def test_batch_norm_relu_nan_and_infinity_as_torch(layout: str, target: str, val
             output = function(case.input, *case.statistics(), case.weight, case.bias, training, residual=case.residual)
             results.append((output, *torch.autograd.grad(output, inputs, case.grad_output)))
         for got, wanted in zip(*results, strict=True):
-            for kind in (torch.isnan, torch.isposinf, torch.isneginf):
-                assert torch.equal(kind(got), kind(wanted))
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 2, 2), (2, 3, 0, 2), (2, 0, 2, 2)])

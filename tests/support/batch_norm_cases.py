@@ -22,8 +22,8 @@ SAMPLES: dict[str, tuple[int, ...]] = {
     "thirty_three": (2, 33, 3, 2),
     "sixty_four": (2, 64, 6, 6),
     "one_hundred_thirty": (2, 130, 3, 3),
-    "many_tiles": (3, 20, 61, 50),
-    "many_tiles_of_channels": (300, 523),
+    "many_tiles": (2, 20, 41, 40),
+    "many_tiles_of_channels": (100, 523),
     "rows": (9, 21),
     "two_rows": (2, 5),
     "sequence": (3, 6, 11),
@@ -42,7 +42,7 @@ CASES = [(name, layout) for name, shape in SAMPLES.items() for layout in layouts
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """A block sums at most 128 rows in the element type, its rounding errors grow with the root; 8 for the worst of many."""
+    """A block sums at most 128 rows in the element type, rounding errors grow with the root; 8 for the worst."""
     return 8 * math.sqrt(128) * torch.finfo(dtype).eps if dtype in (torch.float32, torch.float64) else 8e-3
 
 
@@ -85,7 +85,9 @@ class Case:
         return self.running_mean.detach().clone(), self.running_var.detach().clone()
 
 
-def reference(case: Case, statistics: tuple[Any, Any], training: bool, residual: bool = False, eps: float = 1e-5) -> Tensor:
+def reference(
+    case: Case, statistics: tuple[Any, Any], training: bool, residual: bool = False, eps: float = 1e-5
+) -> Tensor:
     """torch's batch norm, plus the residual: what comes before the ReLU."""
     output = F.batch_norm(case.input, *statistics, case.weight, case.bias, training, 0.1, eps)
     return output + case.residual if residual else output
@@ -93,7 +95,9 @@ def reference(case: Case, statistics: tuple[Any, Any], training: bool, residual:
 
 def make_config(rng: random.Random) -> dict[str, Any]:
     """A tiny batch norm, drawn so that every named condition is frequent."""
-    shape = rng.choice([(5, 3), (3, 9), (2, 3, 3), (3, 2, 4), (2, 3, 2, 2), (3, 2, 2, 1), (2, 9, 1, 2), (2, 2, 2, 1, 2)])
+    shape = rng.choice(
+        [(5, 3), (3, 9), (2, 3, 3), (3, 2, 4), (2, 3, 2, 2), (3, 2, 2, 1), (2, 9, 1, 2), (2, 2, 2, 1, 2)]
+    )
     training = rng.random() < 0.6
     return dict(
         shape=shape,
