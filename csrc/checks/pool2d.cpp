@@ -1,6 +1,6 @@
-#include "checks.h"
-
 #include <string>
+
+#include "checks.h"
 
 namespace fastcnn::checks {
 namespace {
@@ -36,16 +36,16 @@ Pool2dGeometry pool2d(const char* op, at::IntArrayRef sizes, at::IntArrayRef ker
                 " dilationW: ", dilation[1]);
     TORCH_CHECK(padding[d] >= 0, at, "pad must be non-negative, but got pad: ", padding[d]);
     TORCH_CHECK(padding[d] <= ((kernel_size[d] - 1) * dilation[d] + 1) / 2, at,
-                "pad should be at most half of effective kernel size, but got pad=", padding[d], ", kernel_size=",
-                kernel_size[d], " and dilation=", dilation[d]);
+                "pad should be at most half of effective kernel size, but got pad=", padding[d],
+                ", kernel_size=", kernel_size[d], " and dilation=", dilation[d]);
     TORCH_CHECK(padding[d] <= kernel_size[d] / 2, at,
-                "pad should be smaller than or equal to half of kernel size, but got padW = ", padding[1], ", padH = ",
-                padding[0], ", kW = ", kernel_size[1], ", kH = ", kernel_size[0]);
+                "pad should be smaller than or equal to half of kernel size, but got padW = ", padding[1],
+                ", padH = ", padding[0], ", kW = ", kernel_size[1], ", kH = ", kernel_size[0]);
   }
 
   // 2. Sizes. torch's avg_pool2d asks for dimension -3 before anything else, hence another exception type.
-  TORCH_CHECK_INDEX(sizes.size() >= 3 || std::string_view(op) != "avg_pool2d", at, "Dimension out of range: expected 3D ",
-                    "or 4D input, but got input of size ", sizes);
+  TORCH_CHECK_INDEX(sizes.size() >= 3 || std::string_view(op) != "avg_pool2d", at,
+                    "Dimension out of range: expected 3D ", "or 4D input, but got input of size ", sizes);
   TORCH_CHECK(sizes.size() == 4, at, "non-empty 3D or 4D (batch mode) tensor expected for input: Expected 3D or 4D ",
               "(batch mode) tensor, but got: ", sizes);
   TORCH_CHECK(sizes[1] > 0 && sizes[2] > 0 && sizes[3] > 0, at,
@@ -79,8 +79,8 @@ void check_divisor(const char* op, std::optional<int64_t> divisor_override) {
 
 Pool2dGeometry adaptive(const char* op, at::IntArrayRef sizes, at::IntArrayRef output_size) {
   const std::string at = prefix(op);
-  TORCH_CHECK(output_size.size() == 2, at, "adaptive_avg_pool2d: output_size must be 2, but got output_size=",
-              output_size);
+  TORCH_CHECK(output_size.size() == 2, at,
+              "adaptive_avg_pool2d: output_size must be 2, but got output_size=", output_size);
   TORCH_CHECK(output_size[0] >= 0 && output_size[1] >= 0, at, "adaptive_avg_pool2d: elements of output_size must be ",
               "greater than or equal to 0 but received {", output_size[0], ", ", output_size[1], "}");
   TORCH_CHECK(sizes.size() == 4, at, "adaptive_avg_pool2d(): Expected 3D or 4D tensor, but got ", sizes);
@@ -112,8 +112,8 @@ Pool2dGeometry max_pool2d_train(const at::Tensor& input, at::IntArrayRef kernel_
   const Pool2dGeometry g = checks::max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode);
   check_floating("max_pool2d", input);
   TORCH_CHECK_NOT_IMPLEMENTED(g.kernel_h * g.kernel_w <= kMaxPool2dTaps, "fastcnn::max_pool2d: a window of more than ",
-                              kMaxPool2dTaps, " elements has no gradient and no indices, but got kernel_size=",
-                              kernel_size);
+                              kMaxPool2dTaps,
+                              " elements has no gradient and no indices, but got kernel_size=", kernel_size);
   return g;
 }
 

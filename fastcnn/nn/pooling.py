@@ -10,7 +10,7 @@ from fastcnn import ops
 class MaxPool2d(nn.MaxPool2d):
     """torch.nn.MaxPool2d over fastcnn.ops.max_pool2d; the same arguments."""
 
-    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Pools Tensor[N, C, H, W] or Tensor[C, H, W]; see fastcnn.ops.max_pool2d."""
         return ops.max_pool2d(
             input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices

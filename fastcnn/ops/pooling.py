@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,10 @@ from torch import Tensor
 from fastcnn.ops import _torch
 
 _IntOrPair = int | Sequence[int]
+
+# torch declares narrower argument types than it takes.
+_torch_max_pool2d: Any = F.max_pool2d
+_torch_avg_pool2d: Any = F.avg_pool2d
 
 
 def max_pool2d(
@@ -24,8 +29,8 @@ def max_pool2d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Takes the maximum under each window, as torch.nn.functional.max_pool2d.
 
-    ``out_h = floor((H + 2 * padding_h - dilation_h * (kernel_h - 1) - 1) / stride_h) + 1``, and likewise ``out_w``; with
-    ceil_mode rounded up, less a last window that would start beyond the image and its first padding.
+    ``out_h = floor((H + 2 * padding_h - dilation_h * (kernel_h - 1) - 1) / stride_h) + 1``, and likewise ``out_w``;
+    with ceil_mode rounded up, less a last window that would start beyond the image and its first padding.
 
     Args:
         input: Tensor[N, C, H, W] or Tensor[C, H, W]; float32, float64, bfloat16 or float16; any strides; N may be 0.
@@ -37,8 +42,8 @@ def max_pool2d(
         return_indices: whether to return, too, where each maximum was.
 
     Returns:
-        Tensor[N, C, out_h, out_w] or Tensor[C, out_h, out_w] of input's dtype and memory format; with return_indices also
-        an int64 tensor of the same shape that holds h * W + w.
+        Tensor[N, C, out_h, out_w] or Tensor[C, out_h, out_w] of input's dtype and memory format; with return_indices
+        also an int64 tensor of the same shape that holds h * W + w.
 
     Raises:
         RuntimeError: shapes or hyperparameters that torch refuses; an empty output.
@@ -53,7 +58,8 @@ def max_pool2d(
     Source: Ranzato et al., Unsupervised Learning of Invariant Feature Hierarchies, CVPR 2007.
     """
     if _torch.use_torch("max_pool2d", input):
-        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[arg-type]
+        pooled: Tensor = _torch_max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        return pooled
     arguments = (
         _pair("max_pool2d", "kernel_size", kernel_size),
         _pair("max_pool2d", "stride", [] if stride is None else stride),
@@ -108,9 +114,10 @@ def avg_pool2d(
     Source: LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998.
     """
     if _torch.use_torch("avg_pool2d", input):
-        return F.avg_pool2d(
-            input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override  # type: ignore[arg-type]
+        averaged: Tensor = _torch_avg_pool2d(
+            input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
         )
+        return averaged
     if divisor_override is not None:
         _require_int("avg_pool2d", "divisor_override", divisor_override, "int")
     output = torch.ops.fastcnn.avg_pool2d.default(
@@ -125,10 +132,10 @@ def avg_pool2d(
     return _like_input(output, input)
 
 
-def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | None]) -> Tensor:
+def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
     """Takes means over windows that divide the image into output_size, as torch.nn.functional.adaptive_avg_pool2d.
 
-    Output row i is the mean of the rows ``floor(i * H / out_h)`` to ``ceil((i + 1) * H / out_h)``, likewise the columns.
+    Output row i is the mean of the rows ``floor(i * H / out_h)`` to ``ceil((i + 1) * H / out_h)``, likewise columns.
 
     Args:
         input: Tensor[N, C, H, W] or Tensor[C, H, W]; float32, float64, bfloat16 or float16; any strides; N may be 0.

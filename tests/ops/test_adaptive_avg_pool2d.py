@@ -290,7 +290,9 @@ def test_adaptive_avg_pool2d_takes_torchs_own_op_where_ours_cannot_follow() -> N
             "vmap": lambda size=size: torch.vmap(lambda x: adaptive_avg_pool2d(x, size))(input),
             "functional grad": lambda size=size: torch.func.vjp(lambda x: adaptive_avg_pool2d(x, size), input)[0],
             "forward mode": jvp,
-            "subclass": lambda size=size: adaptive_avg_pool2d(input.as_subclass(Subclass), size).as_subclass(torch.Tensor),
+            "subclass": lambda size=size: adaptive_avg_pool2d(input.as_subclass(Subclass), size).as_subclass(
+                torch.Tensor
+            ),
         }
         for name, call in calls.items():
             torch.testing.assert_close(call(), expected, msg=lambda m, name=name: f"{name}: {m}")
@@ -316,5 +318,7 @@ def test_adaptive_avg_pool2d_compiles_without_a_graph_break() -> None:
 def test_adaptive_avg_pool2d_expanded_gradient() -> None:
     input = torch.randn(2, 3, 6, 6, requires_grad=True)
     for size in (1, 4):
-        got, wanted = (torch.autograd.grad(f(input, size).sum(), input)[0] for f in (adaptive_avg_pool2d, F.adaptive_avg_pool2d))
+        got, wanted = (
+            torch.autograd.grad(f(input, size).sum(), input)[0] for f in (adaptive_avg_pool2d, F.adaptive_avg_pool2d)
+        )
         torch.testing.assert_close(got, wanted)

@@ -31,7 +31,14 @@ AVG_SAMPLES: dict[str, dict[str, Any]] = {
     **SAMPLES,
     "true_pixels": dict(n=2, c=16, size=(7, 8), kernel_size=3, stride=2, padding=1, count_include_pad=False),
     "true_pixels_ceil": dict(
-        n=2, c=5, size=(7, 8), kernel_size=(4, 3), stride=(3, 2), padding=(2, 1), ceil_mode=True, count_include_pad=False
+        n=2,
+        c=5,
+        size=(7, 8),
+        kernel_size=(4, 3),
+        stride=(3, 2),
+        padding=(2, 1),
+        ceil_mode=True,
+        count_include_pad=False,
     ),
     "divisor": dict(n=2, c=19, size=(6, 7), kernel_size=2, stride=(2, 1), divisor_override=-3),
     "divisor_ceil": dict(n=2, c=6, size=(7, 7), kernel_size=2, padding=1, ceil_mode=True, divisor_override=2**40),
@@ -184,7 +191,9 @@ def test_avg_pool2d_nan_and_infinity_as_torchs(dtype: torch.dtype, layout: str) 
 @pytest.mark.parametrize("name", [name for name in AVG_SAMPLES if name != "no_images"])
 def test_avg_pool2d_result_depends_on_neither_threads_nor_batch(name: str) -> None:
     sample = {**AVG_SAMPLES[name], "n": 7}
-    assert_independent_of_threads_and_batch(lambda x: avg_pool2d(x, **options(sample)), draw(sample, layout="channels_last"))
+    assert_independent_of_threads_and_batch(
+        lambda x: avg_pool2d(x, **options(sample)), draw(sample, layout="channels_last")
+    )
 
 
 def test_avg_pool2d_large_maps_depend_on_neither_threads_nor_batch() -> None:
@@ -223,7 +232,11 @@ def bad_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any], tuple[str, .
         "negative padding": ((x, 2, 2, -1), {}, ("pad must be non-negative", "-1")),
         "padding over half": ((x, 3, 2, 2), {}, ("pad should be at most half of effective kernel size", "pad=2")),
         "kernel too large": ((x, 7), {}, ("Given input size: (3x6x6)", "(3x0x0)", "Output size is too small")),
-        "three kernel sizes": ((x, (1, 2, 3)), {}, ("kernel_size must either be a single int, or a tuple of two ints",)),
+        "three kernel sizes": (
+            (x, (1, 2, 3)),
+            {},
+            ("kernel_size must either be a single int, or a tuple of two ints",),
+        ),
         "no kernel sizes": ((x, ()), {}, ("kernel_size must either be a single int, or a tuple of two ints",)),
         "three strides": ((x, 2, (1, 2, 3)), {}, ("tuple of two ints",)),
         "three paddings": ((x, 2, 2, (1, 1, 1)), {}, ("padding must either be a single int, or a tuple of two ints",)),

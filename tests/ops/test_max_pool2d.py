@@ -91,7 +91,7 @@ MAX_CONDITIONS = {**CONDITIONS, "dilation": lambda c: max(c["dilation"]) > 1}
 
 
 def input_of(config: dict[str, Any], ties: bool) -> torch.Tensor:
-    """Distinct values, far enough apart for finite differences; or only three values, so that most windows hold ties."""
+    """Distinct values, far enough apart for finite differences; or only three values, so that windows hold ties."""
     count = config["n"] * config["c"] * math.prod(config["size"])
     values = torch.randperm(count, generator=torch.Generator().manual_seed(count)).double()
     values = (values % 3 if ties else 0.1 * values).reshape(config["n"], config["c"], *config["size"])
@@ -250,7 +250,9 @@ def test_max_pool2d_window_in_the_padding() -> None:
 @pytest.mark.parametrize("name", [name for name in MAX_SAMPLES if name != "no_images"])
 def test_max_pool2d_result_depends_on_neither_threads_nor_batch(name: str) -> None:
     sample = {**MAX_SAMPLES[name], "n": 7}
-    assert_independent_of_threads_and_batch(lambda x: max_pool2d(x, **options(sample)), draw(sample, layout="channels_last"))
+    assert_independent_of_threads_and_batch(
+        lambda x: max_pool2d(x, **options(sample)), draw(sample, layout="channels_last")
+    )
 
 
 def test_max_pool2d_large_maps_depend_on_neither_threads_nor_batch() -> None:
@@ -277,7 +279,9 @@ def test_max_pool2d_unbatched_input_as_torch() -> None:
     for input in (torch.randn(3, 7, 8), torch.randn(7, 8, 3).permute(2, 0, 1)):
         input = input.requires_grad_()
         for got, wanted in zip(
-            max_pool2d(input, 3, 2, 1, return_indices=True), F.max_pool2d(input, 3, 2, 1, return_indices=True), strict=True
+            max_pool2d(input, 3, 2, 1, return_indices=True),
+            F.max_pool2d(input, 3, 2, 1, return_indices=True),
+            strict=True,
         ):
             assert torch.equal(got, wanted) and got.stride() == wanted.stride()
         got, wanted = (torch.autograd.grad(f(input, 2).sum(), input)[0] for f in (max_pool2d, F.max_pool2d))
@@ -300,7 +304,11 @@ def bad_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any], tuple[str, .
         "dilated padding": ((x, 3, 1, 2, 2), {}, ("pad should be smaller than or equal to half of kernel size",)),
         "zero dilation": ((x, 2, 2, 0, 0), {}, ("dilation should be greater than zero",)),
         "kernel too large": ((x, 7), {}, ("Given input size: (3x6x6)", "(3x0x0)", "Output size is too small")),
-        "three kernel sizes": ((x, (1, 2, 3)), {}, ("kernel_size must either be a single int, or a tuple of two ints",)),
+        "three kernel sizes": (
+            (x, (1, 2, 3)),
+            {},
+            ("kernel_size must either be a single int, or a tuple of two ints",),
+        ),
         "no kernel sizes": ((x, ()), {}, ("kernel_size must either be a single int, or a tuple of two ints",)),
         "three strides": ((x, 2, (1, 2, 3)), {}, ("tuple of two ints",)),
         "three paddings": ((x, 2, 2, (1, 1, 1)), {}, ("padding must either be a single int, or a tuple of two ints",)),
@@ -334,7 +342,9 @@ def test_max_pool2d_bad_input_raises_as_torch(name: str, indices: bool) -> None:
 
 
 def test_max_pool2d_backward_refuses_what_does_not_fit() -> None:
-    output, offsets = torch.ops.fastcnn._max_pool2d_train(torch.randn(1, 2, 4, 4), [2, 2], [2, 2], [0, 0], [1, 1], False)
+    output, offsets = torch.ops.fastcnn._max_pool2d_train(
+        torch.randn(1, 2, 4, 4), [2, 2], [2, 2], [0, 0], [1, 1], False
+    )
     rest = ([1, 2, 4, 4], [2, 2], [2, 2], [0, 0], [1, 1], False, torch.contiguous_format)
     backward = torch.ops.fastcnn.max_pool2d_backward.default
     for bad in [

@@ -1,4 +1,4 @@
-"""What the tests of the pooling ops share: samples, generated configurations, and the checks that hold for all of them."""
+"""What the tests of the pooling ops share: samples, generated configurations, and checks that hold for all."""
 
 from __future__ import annotations
 
@@ -96,7 +96,12 @@ CONDITIONS: dict[str, Callable[[dict[str, Any]], bool]] = {
 def layouts_of(shape: tuple[int, ...]) -> list[Tensor]:
     """Tensors of one shape in every layout that torch's own ops tell apart."""
     made = [with_layout(torch.randn(shape), layout) for layout in LAYOUTS]
-    return [*made, torch.randn(*shape, 2)[..., 0], torch.randn(shape[::-1]).permute(3, 2, 1, 0), torch.randn(shape[1:]).expand(shape)]
+    return [
+        *made,
+        torch.randn(*shape, 2)[..., 0],
+        torch.randn(shape[::-1]).permute(3, 2, 1, 0),
+        torch.randn(shape[1:]).expand(shape),
+    ]
 
 
 def assert_strides_as_torchs(
