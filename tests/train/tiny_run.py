@@ -1,6 +1,7 @@
 """A small training run with dropout, momentum and a checkpoint: imported by the tests, and run to be killed.
 
-As a program, `tiny_run.py CHECKPOINT EPOCHS EPOCH BATCH`: it kills itself, as a power cut would, in that batch.
+As a program, `tiny_run.py CHECKPOINT EPOCHS [EPOCH BATCH]`: it goes on from the checkpoint if there is one, and kills
+itself, as a power cut would, in that batch.
 """
 
 import os
@@ -53,8 +54,8 @@ def run(checkpoint: Path | None, epochs: int, resume: bool = False, on_batch=Non
 
 
 if __name__ == "__main__":
-    path, epochs, epoch, batch = Path(sys.argv[1]), *map(int, sys.argv[2:])
-    until = (epoch - 1) * -(-50 // BATCH_SIZE) + batch
+    path, epochs, *moment = Path(sys.argv[1]), *map(int, sys.argv[2:])
+    until = (moment[0] - 1) * -(-50 // BATCH_SIZE) + moment[1] if moment else None
     seen = 0
 
     def kill_in_time(count: int) -> None:
@@ -63,4 +64,4 @@ if __name__ == "__main__":
         if seen == until:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    run(path, epochs, on_batch=kill_in_time)
+    run(path, epochs, resume=path.exists(), on_batch=kill_in_time)
