@@ -132,16 +132,16 @@ class AdaptiveAvgPool2dBackwardFunction : public torch::autograd::Function<Adapt
 Tensor avg_pool2d_autograd(const Tensor& input, SymIntArrayRef kernel_size, SymIntArrayRef stride,
                            SymIntArrayRef padding, bool ceil_mode, bool count_include_pad,
                            std::optional<SymInt> divisor_override) {
-  const AvgPool2dOptions options{kernel_size.vec(), stride.vec(),      padding.vec(),
-                                 ceil_mode,         count_include_pad, std::move(divisor_override)};
   if (!needs_grad(input)) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return call_forward(input, options);
+    return ops::avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override);
   }
-  if (has_kernels(input)) return AvgPool2dFunction::apply(input, options)[0];
+  if (has_kernels(input))
+    return AvgPool2dFunction::apply(input, AvgPool2dOptions{kernel_size.vec(), stride.vec(), padding.vec(), ceil_mode,
+                                                            count_include_pad, std::move(divisor_override)})[0];
   // torch's own op, with its own gradient.
   std::optional<int64_t> divisor;
-  if (options.divisor_override.has_value()) divisor = options.divisor_override->guard_int(__FILE__, __LINE__);
+  if (divisor_override.has_value()) divisor = divisor_override->guard_int(__FILE__, __LINE__);
   return fallback::avg_pool2d(input, C10_AS_INTARRAYREF_SLOW(kernel_size), C10_AS_INTARRAYREF_SLOW(stride),
                               C10_AS_INTARRAYREF_SLOW(padding), ceil_mode, count_include_pad, divisor);
 }
@@ -150,12 +150,13 @@ Tensor avg_pool2d_backward_autograd(const Tensor& grad_output, SymIntArrayRef in
                                     SymIntArrayRef stride, SymIntArrayRef padding, bool ceil_mode,
                                     bool count_include_pad, std::optional<SymInt> divisor_override,
                                     at::MemoryFormat memory_format) {
-  const AvgPool2dOptions options{kernel_size.vec(), stride.vec(),      padding.vec(),
-                                 ceil_mode,         count_include_pad, std::move(divisor_override)};
   if (!needs_grad(grad_output)) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return call_backward(grad_output, input_size, options, memory_format);
+    return ops::avg_pool2d_backward(grad_output, input_size, kernel_size, stride, padding, ceil_mode, count_include_pad,
+                                    divisor_override, memory_format);
   }
+  const AvgPool2dOptions options{kernel_size.vec(), stride.vec(),      padding.vec(),
+                                 ceil_mode,         count_include_pad, std::move(divisor_override)};
   return AvgPool2dBackwardFunction::apply(grad_output, input_size.vec(), options, memory_format)[0];
 }
 

@@ -166,22 +166,23 @@ std::tuple<Tensor, Tensor> max_pool2d_with_indices_autograd(const Tensor& input,
 Tensor max_pool2d_backward_autograd(const Tensor& grad_output, const Tensor& offsets, SymIntArrayRef input_size,
                                     SymIntArrayRef kernel_size, SymIntArrayRef stride, SymIntArrayRef padding,
                                     SymIntArrayRef dilation, bool ceil_mode, at::MemoryFormat memory_format) {
-  const MaxPool2dOptions options{kernel_size.vec(), stride.vec(), padding.vec(), dilation.vec(), ceil_mode};
   if (!needs_grad(grad_output)) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return call_backward(grad_output, offsets, input_size, options, memory_format);
+    return ops::max_pool2d_backward(grad_output, offsets, input_size, kernel_size, stride, padding, dilation, ceil_mode,
+                                    memory_format);
   }
+  const MaxPool2dOptions options{kernel_size.vec(), stride.vec(), padding.vec(), dilation.vec(), ceil_mode};
   return MaxPool2dBackwardFunction::apply(grad_output, offsets, input_size.vec(), options, memory_format)[0];
 }
 
 Tensor max_pool2d_gather_autograd(const Tensor& values, const Tensor& offsets, SymIntArrayRef kernel_size,
                                   SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation,
                                   bool ceil_mode) {
-  const MaxPool2dOptions options{kernel_size.vec(), stride.vec(), padding.vec(), dilation.vec(), ceil_mode};
   if (!needs_grad(values)) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return call_gather(values, offsets, options);
+    return ops::_max_pool2d_gather(values, offsets, kernel_size, stride, padding, dilation, ceil_mode);
   }
+  const MaxPool2dOptions options{kernel_size.vec(), stride.vec(), padding.vec(), dilation.vec(), ceil_mode};
   return MaxPool2dGatherFunction::apply(values, offsets, options)[0];
 }
 

@@ -7,7 +7,7 @@
 namespace fastcnn::cpu::FASTCNN_ISA {
 namespace {
 
-// Runs work(c, lanes, Block) over the channels: whole blocks of four registers, single registers, and what is left.
+// A block of channels: whole registers, or the first lanes of one.
 template <int Vectors, bool Partial>
 struct ChannelBlock {
   static constexpr int kVectors = Vectors;
@@ -26,11 +26,14 @@ struct ChannelBlock {
   }
 };
 
+// Runs work(c, lanes, block) over the channels: blocks of several registers, single ones, and what is left. Max pooling
+// holds two values a register, so the tiles' budget is a good one here.
 template <typename T, typename Work>
 FASTCNN_INLINE inline void over_channels(int64_t channels, const Work& work) {
   constexpr int kWidth = Vec<T>::kWidth;
   int64_t c = 0;
-  for (; c + 4 * kWidth <= channels; c += 4 * kWidth) work(c, kWidth, ChannelBlock<4, false>{});
+  for (; c + kMaxVectors * kWidth <= channels; c += kMaxVectors * kWidth)
+    work(c, kWidth, ChannelBlock<kMaxVectors, false>{});
   for (; c + kWidth <= channels; c += kWidth) work(c, kWidth, ChannelBlock<1, false>{});
   if (c < channels) work(c, static_cast<int>(channels - c), ChannelBlock<1, true>{});
 }
@@ -64,33 +67,27 @@ inline void fill_zero(T* p, int64_t count) {
 }
 
 // Writes the gradient where no pixel lies under two windows: fill(rows, cols, pixel, first) writes the pixels under one
-// window; `pixel` is its place in the output, `first` its first pixel in the gradient. Pixels under none get zero.
+// window; `pixel` is its place in the output, `first` its first pixel in the gradient. Pixels under none get zero: they
+// follow a window, because undilated windows start at the image's first pixel.
 template <typename T, typename Fill>
 FASTCNN_INLINE inline void over_disjoint_windows(const Pool2dDisjointArgs<T> a, const Fill& fill) {
   const int64_t pitch = a.in_w * a.channels;
   for (int64_t row = a.row_begin; row < a.row_end; ++row) {
-    // 1. The input rows that this output row owns, and those of them that no window covers.
     const int64_t n = row / a.out_h, oh = row % a.out_h;
     const PoolWindow rows = a.rows[oh];
-    const int64_t own_begin = oh == 0 ? 0 : rows.begin, own_end = oh + 1 == a.out_h ? a.in_h : a.rows[oh + 1].begin;
+    const int64_t rows_end = rows.begin + rows.count;
+    const int64_t next_row = oh + 1 < a.out_h ? a.rows[oh + 1].begin : a.in_h;
     T* image = a.grad_input + n * a.in_h * pitch;
-    fill_zero(image + own_begin * pitch, (rows.begin - own_begin) * pitch);
-    fill_zero(image + (rows.begin + rows.count) * pitch, (own_end - rows.begin - rows.count) * pitch);
-
-    // 2. The windows, and the columns between them.
-    T* first_row = image + rows.begin * pitch;
-    const auto zero_columns = [&](int64_t begin, int64_t end) {
-      for (int64_t i = 0; i < rows.count; ++i)
-        fill_zero(first_row + i * pitch + begin * a.channels, (end - begin) * a.channels);
-    };
-    int64_t next = 0;
     for (int64_t ow = 0; ow < a.out_w; ++ow) {
       const PoolWindow cols = a.cols[ow];
-      if (cols.begin > next) zero_columns(next, cols.begin);
-      fill(rows, cols, row * a.out_w + ow, first_row + cols.begin * a.channels);
-      next = cols.begin + cols.count;
+      fill(rows, cols, row * a.out_w + ow, image + rows.begin * pitch + cols.begin * a.channels);
+      const int64_t cols_end = cols.begin + cols.count;
+      const int64_t next_col = ow + 1 < a.out_w ? a.cols[ow + 1].begin : a.in_w;
+      if (cols_end < next_col)
+        for (int64_t ih = rows.begin; ih < rows_end; ++ih)
+          fill_zero(image + ih * pitch + cols_end * a.channels, (next_col - cols_end) * a.channels);
     }
-    if (a.in_w > next) zero_columns(next, a.in_w);
+    fill_zero(image + rows_end * pitch, (next_row - rows_end) * pitch);
   }
 }
 

@@ -50,12 +50,19 @@ struct Vec<float> {
     return _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lanes));
   }
   static void store_u8(uint8_t* p, Reg a, int n) {
+    if (n == kWidth) {
+      const __m256i i = _mm256_cvttps_epi32(a);
+      const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+      return _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+    }
     alignas(32) int32_t lanes[8];
     _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_cvttps_epi32(a));
     for (int i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(lanes[i]);
   }
   static void store_i32(int32_t* p, Reg a, int n) { _mm256_maskstore_epi32(p, first(n), _mm256_cvttps_epi32(a)); }
   static Reg load_u8(const uint8_t* p, int n) {
+    if (n == kWidth)
+      return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
     alignas(32) int32_t lanes[8] = {};
     for (int i = 0; i < n; ++i) lanes[i] = p[i];
     return _mm256_cvtepi32_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(lanes)));
@@ -96,12 +103,23 @@ struct Vec<double> {
     return _mm256_castsi256_pd(_mm256_cmpeq_epi64(set, lanes));
   }
   static void store_u8(uint8_t* p, Reg a, int n) {
+    if (n == kWidth) {
+      const __m128i words = _mm_packus_epi32(_mm256_cvttpd_epi32(a), _mm_setzero_si128());
+      const int bytes = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
+      __builtin_memcpy(p, &bytes, sizeof(bytes));
+      return;
+    }
     alignas(16) int32_t lanes[4];
     _mm_store_si128(reinterpret_cast<__m128i*>(lanes), _mm256_cvttpd_epi32(a));
     for (int i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(lanes[i]);
   }
   static void store_i32(int32_t* p, Reg a, int n) { _mm_maskstore_epi32(p, first32(n), _mm256_cvttpd_epi32(a)); }
   static Reg load_u8(const uint8_t* p, int n) {
+    if (n == kWidth) {
+      int bytes;
+      __builtin_memcpy(&bytes, p, sizeof(bytes));
+      return _mm256_cvtepi32_pd(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(bytes)));
+    }
     alignas(16) int32_t lanes[4] = {};
     for (int i = 0; i < n; ++i) lanes[i] = p[i];
     return _mm256_cvtepi32_pd(_mm_load_si128(reinterpret_cast<const __m128i*>(lanes)));
