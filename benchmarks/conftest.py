@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastcnn import _library
+from fastcnn.cli.running import cpu_name
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,7 +51,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             f"{e['ours_ms']:.3f}", f"{e['torch_ms']:.3f}", f"{e['ratio']:.2f}",
             f"{e['gflops']:.0f}" if e.get("gflops") else "",
         )  # fmt: skip
-    cpu = session.machine_info["cpu"].get("brand_raw", "unknown CPU")
+    cpu = cpu_name()
     console = Console(width=150)
     console.print(table)
     console.print(
