@@ -7,9 +7,13 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from conditions import LAYOUTS, with_layout
 from torch import Tensor
+from torch.autograd import forward_ad
+
+import fastcnn
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -135,3 +139,27 @@ def assert_independent_of_threads_and_batch(function: Callable[[Tensor], Tensor]
     for output, gradient in [*results[1:], (torch.cat(outputs), torch.cat(gradients))]:
         assert torch.equal(output, results[0][0])
         assert torch.equal(gradient, results[0][1])
+
+
+def assert_takes_torchs_own_op(pool: Callable[[Tensor], Tensor], torchs: Callable[[Tensor], Tensor]) -> None:
+    """Where our kernels cannot follow, `pool` gives what `torchs` gives, and raises with the fallback off."""
+    input = torch.randn(2, 3, 6, 6)
+    expected = torchs(input)
+
+    class Subclass(torch.Tensor):
+        pass
+
+    def jvp() -> Tensor:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(pool(forward_ad.make_dual(input, input))).tangent
+
+    calls = {
+        "vmap": lambda: torch.vmap(pool)(input),
+        "functional grad": lambda: torch.func.vjp(pool, input)[0],
+        "forward mode": jvp,
+        "subclass": lambda: pool(input.as_subclass(Subclass)).as_subclass(torch.Tensor),
+    }
+    for name, call in calls.items():
+        torch.testing.assert_close(call(), expected, msg=lambda m, name=name: f"{name}: {m}")
+        with fastcnn.backends.fallback(False), pytest.raises(NotImplementedError, match="fallback"):
+            call()
