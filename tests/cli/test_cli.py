@@ -231,7 +231,12 @@ def test_info_tells_what_is_there(capsys):
 
 def start(*arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "fastcnn.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "fastcnn.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that was started in the background has Ctrl-C ignored, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -64,7 +64,8 @@ def progress_output(terminal, quiet=False):
     return output.getvalue()
 
 
-def test_progress_is_a_bar_with_rate_and_remaining_time_on_a_terminal():
+def test_progress_is_a_bar_with_rate_and_remaining_time_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     output = progress_output(terminal=True)
     assert "epoch 1/2" in output and "100%" in output
     assert "examples/s" in output and "0:00:00" in output
