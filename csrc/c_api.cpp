@@ -1,9 +1,12 @@
 // The doors that are no ops: build and CPU facts, switches, the kernel record. Plain C functions, called through
 // ctypes, so that the library needs no Python headers and one build serves every Python version.
+#include <algorithm>
 #include <string>
+#include <string_view>
 
 #include "common/backends.h"
 #include "cpu/capability.h"
+#include "cpu/conv2d_choice.h"
 
 #define FASTCNN_API extern "C" __attribute__((visibility("default")))
 
@@ -18,13 +21,48 @@ FASTCNN_API const char* fastcnn_kernels() {
 #undef FASTCNN_NAME
 }
 
-FASTCNN_API int fastcnn_get_fallback() { return fastcnn::backends::current().fallback; }
+// The names of the switches, and of a convolution's algorithms in the order of their values, one a line.
+FASTCNN_API const char* fastcnn_switches() {
+#define FASTCNN_NAME(name, Type, initial) #name "\n"
+  return FASTCNN_SWITCHES(FASTCNN_NAME);
+#undef FASTCNN_NAME
+}
+FASTCNN_API const char* fastcnn_conv2d_algorithms() {
+#define FASTCNN_NAME(name) #name "\n"
+  return FASTCNN_CONV2D_ALGORITHMS(FASTCNN_NAME);
+#undef FASTCNN_NAME
+}
 
-// Sets the calling thread's switch and returns its previous value.
-FASTCNN_API int fastcnn_set_fallback(int on) {
-  const int previous = fastcnn::backends::current().fallback;
-  fastcnn::backends::current().fallback = on != 0;
-  return previous;
+// The calling thread's value of a switch; -1 where there is none of that name.
+FASTCNN_API int fastcnn_get_switch(const char* asked) {
+  const std::string_view name = asked;
+#define FASTCNN_GET(which, Type, initial) \
+  if (name == #which) return static_cast<int>(fastcnn::backends::current().which);
+  FASTCNN_SWITCHES(FASTCNN_GET)
+#undef FASTCNN_GET
+  return -1;
+}
+FASTCNN_API void fastcnn_set_switch(const char* asked, int value) {
+  const std::string_view name = asked;
+#define FASTCNN_SET(which, Type, initial) \
+  if (name == #which) fastcnn::backends::current().which = static_cast<Type>(value);
+  FASTCNN_SWITCHES(FASTCNN_SET)
+#undef FASTCNN_SET
+}
+
+// The choice of a convolution's algorithm, and the counts that it is made from, for a geometry in its struct's order.
+FASTCNN_API int fastcnn_conv2d_applies(int pass, int algorithm, const fastcnn::Conv2dGeometry* g) {
+  return fastcnn::cpu::conv2d_applies(static_cast<fastcnn::cpu::Conv2dPass>(pass),
+                                      static_cast<fastcnn::Conv2dAlgorithm>(algorithm), *g);
+}
+FASTCNN_API void fastcnn_conv2d_counts(int pass, int algorithm, const fastcnn::Conv2dGeometry* g, double* counts) {
+  const auto result = fastcnn::cpu::conv2d_counts(static_cast<fastcnn::cpu::Conv2dPass>(pass),
+                                                  static_cast<fastcnn::Conv2dAlgorithm>(algorithm), *g);
+  std::copy(result.begin(), result.end(), counts);
+}
+FASTCNN_API int fastcnn_conv2d_choice(int pass, const fastcnn::Conv2dGeometry* g) {
+  return static_cast<int>(
+      fastcnn::cpu::choose_conv2d(static_cast<fastcnn::cpu::Conv2dPass>(pass), *g, /*is_float32=*/true));
 }
 
 FASTCNN_API void fastcnn_record_kernels(int on) { fastcnn::backends::set_recording(on != 0); }

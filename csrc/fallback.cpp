@@ -123,7 +123,7 @@ at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const std::
   require_allowed("conv2d", input);
   const bool relu = checks::relu_activation("conv2d", activation);
   at::Tensor output = at::conv2d(input, weight, bias, stride, padding, dilation, groups);
-  return relu ? at::relu(output) : output;
+  return relu ? at::relu_(output) : output;
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input,

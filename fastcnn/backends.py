@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import ClassVar
 
 from fastcnn import _library
 
 
-class fallback:  # noqa: N801 - reads as a function, and works as a context manager
+class _Switch:
+    """A switch of the calling thread: set from here on by the call, or for a block as a context manager."""
+
+    _name: ClassVar[bytes]
+
+    def __init__(self, value: int) -> None:
+        library = _library.load()
+        self._previous = int(library.fastcnn_get_switch(self._name))
+        library.fastcnn_set_switch(self._name, int(value))
+
+    def __enter__(self) -> None:
+        """Leaves the switch as set."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Puts back what the switch was before."""
+        _library.load().fastcnn_set_switch(self._name, self._previous)
+
+
+class fallback(_Switch):  # noqa: N801 - reads as a function, and works as a context manager
     """Sets whether torch's own op may run where no kernel of fastcnn covers the case (default True).
 
     ``fastcnn.backends.fallback(False)`` sets it from here on; ``with fastcnn.backends.fallback(False):`` for a block.
@@ -17,20 +38,68 @@ class fallback:  # noqa: N801 - reads as a function, and works as a context mana
         enabled: whether torch's own op may run.
     """
 
+    _name = b"fallback"
+
     def __init__(self, enabled: bool) -> None:
         """Sets the switch; see the class."""
-        self._previous = bool(_library.load().fastcnn_set_fallback(int(enabled)))
+        super().__init__(bool(enabled))
 
-    def __enter__(self) -> None:
-        """Leaves the switch as set."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Puts back what the switch was before."""
-        _library.load().fastcnn_set_fallback(int(self._previous))
+class winograd(_Switch):  # noqa: N801
+    """Sets whether convolutions may use Winograd's algorithm (default True).
+
+    Its sums are exact to about 3 times the direct kernels' rounding error, and one infinity or NaN in the input reaches
+    every output of the tiles whose windows hold it. Off, convolutions run on the direct kernels. The switch belongs to
+    the calling thread.
+
+    Args:
+        enabled: whether convolutions may use it.
+    """
+
+    _name = b"winograd"
+
+    def __init__(self, enabled: bool) -> None:
+        """Sets the switch; see the class."""
+        super().__init__(bool(enabled))
+
+
+class batch_invariant(_Switch):  # noqa: N801
+    """Sets whether an image's result may depend on the batch that it comes in (default False: it may, in rounding).
+
+    On, a convolution's algorithm is chosen by the layer alone, whatever the batch, and torch's own is never chosen.
+    The switch belongs to the calling thread.
+
+    Args:
+        enabled: whether results must not depend on the batch.
+    """
+
+    _name = b"batch_invariant"
+
+    def __init__(self, enabled: bool) -> None:
+        """Sets the switch; see the class."""
+        super().__init__(bool(enabled))
+
+
+class conv2d_algorithm(_Switch):  # noqa: N801
+    """Forces the algorithm of convolutions where it applies (default "automatic", the choice by the rule).
+
+    Args:
+        name: "automatic", "direct", "winograd_f4x3", "winograd_f2x3", "winograd_f2x5" or "aten" (torch's own).
+
+    Raises:
+        ValueError: there is no algorithm of this name.
+    """
+
+    _name = b"conv2d_algorithm"
+
+    def __init__(self, name: str) -> None:
+        """Sets the switch; see the class."""
+        names = _library.load().fastcnn_conv2d_algorithms().decode().split()
+        if name not in names:
+            raise ValueError(f"conv2d_algorithm: expected one of {', '.join(names)}, but got {name!r}")
+        super().__init__(names.index(name))
 
 
 def fallback_enabled() -> bool:
     """Whether torch's own op may run where no kernel of fastcnn covers the case, in this thread."""
-    return bool(_library.load().fastcnn_get_fallback())
+    return bool(_library.load().fastcnn_get_switch(b"fallback"))

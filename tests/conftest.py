@@ -7,12 +7,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-import fastcnn
+from fastcnn import _library
 
 
 @pytest.fixture(autouse=True)
 def _restore_process_state() -> Iterator[None]:
-    threads, fallback = torch.get_num_threads(), fastcnn.backends.fallback_enabled()
+    library, threads = _library.load(), torch.get_num_threads()
+    switches = {name: library.fastcnn_get_switch(name) for name in library.fastcnn_switches().split()}
     yield
     torch.set_num_threads(threads)
-    fastcnn.backends.fallback(fallback)
+    for name, value in switches.items():
+        library.fastcnn_set_switch(name, value)

@@ -9,14 +9,15 @@ import pytest
 import torch
 from kernels import recorded, table
 
-from fastcnn import ops
+from fastcnn import backends, ops
 
 
-def _conv2d(c: int, k: int, groups: int = 1) -> Callable[[], Any]:
+def _conv2d(c: int, k: int, groups: int = 1, algorithm: str = "direct") -> Callable[[], Any]:
     def call() -> None:
         input = torch.randn(1, c, 6, 6, requires_grad=True)
         weight = torch.randn(k, c // groups, 3, 3, requires_grad=True)
-        ops.conv2d(input, weight, torch.zeros(k, requires_grad=True), groups=groups).sum().backward()
+        with backends.conv2d_algorithm(algorithm):
+            ops.conv2d(input, weight, torch.zeros(k, requires_grad=True), groups=groups).sum().backward()
 
     return call
 
@@ -31,11 +32,19 @@ def _batch_norm() -> None:
 
 
 # Runs within another kernel's call and leaves no record of its own.
-PARTS = {"conv2d_pack": "conv2d_direct"}
+PARTS = {
+    "conv2d_pack": "conv2d_direct",
+    "conv2d_winograd_input": "winograd_f4x3",
+    "conv2d_winograd_grad_output": "winograd_f4x3",
+    "conv2d_winograd_weight": "winograd_f4x3",
+    "conv2d_winograd_output": "winograd_f4x3",
+    "conv2d_winograd_grad_weight": "winograd_f4x3",
+}
 CALLS: dict[str, Callable[[], Any]] = {
     "conv2d_direct": _conv2d(16, 16),
     "conv2d_grad_weight": _conv2d(16, 16),
     "conv2d_grad_weight_taps": _conv2d(1, 64),
+    "winograd_f4x3": _conv2d(16, 16, algorithm="winograd_f4x3"),
     "sum_rows": _conv2d(16, 16),
     "conv2d_depthwise": _conv2d(8, 8, 8),
     "conv2d_depthwise_grad_input": _conv2d(8, 8, 8),

@@ -24,13 +24,18 @@ bool needs_grad(const Tensors&... tensors) {
 }
 
 inline void save_switches(torch::autograd::AutogradContext* ctx) {
-  ctx->saved_data["fallback"] = backends::current().fallback;
+  const backends::Switches& switches = backends::current();
+#define FASTCNN_SAVE(name, Type, initial) static_cast<int64_t>(switches.name),
+  ctx->saved_data["switches"] = std::vector<int64_t>{FASTCNN_SWITCHES(FASTCNN_SAVE)};
+#undef FASTCNN_SAVE
 }
 
 inline backends::Switches load_switches(torch::autograd::AutogradContext* ctx) {
-  backends::Switches switches;
-  switches.fallback = ctx->saved_data["fallback"].toBool();
-  return switches;
+  const auto values = ctx->saved_data["switches"].toIntList();
+  int i = 0;
+#define FASTCNN_LOAD(name, Type, initial) static_cast<Type>(values.get(i++)),
+  return {FASTCNN_SWITCHES(FASTCNN_LOAD)};
+#undef FASTCNN_LOAD
 }
 
 }  // namespace fastcnn::autograd

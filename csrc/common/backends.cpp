@@ -3,6 +3,19 @@
 #include <atomic>
 #include <mutex>
 
+namespace fastcnn {
+
+const char* algorithm_name(Conv2dAlgorithm algorithm) {
+  constexpr const char* kNames[] = {
+#define FASTCNN_NAME(name) #name,
+      FASTCNN_CONV2D_ALGORITHMS(FASTCNN_NAME)
+#undef FASTCNN_NAME
+  };
+  return kNames[static_cast<int>(algorithm)];
+}
+
+}  // namespace fastcnn
+
 namespace fastcnn::backends {
 namespace {
 

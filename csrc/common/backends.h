@@ -1,13 +1,37 @@
 // The switches a user can set (fastcnn.backends), one copy a thread, and the record of kernels that ran.
 #pragma once
+#include <cstdint>
 #include <string>
 
 #include "shared.h"
 
+namespace fastcnn {
+
+// A convolution's algorithms, by the names that users and records see. `automatic` leaves the choice to the rule.
+#define FASTCNN_CONV2D_ALGORITHMS(A) A(automatic) A(direct) A(winograd_f4x3) A(winograd_f2x3) A(winograd_f2x5) A(aten)
+
+enum class Conv2dAlgorithm : int8_t {
+#define FASTCNN_ALGORITHM(name) name,
+  FASTCNN_CONV2D_ALGORITHMS(FASTCNN_ALGORITHM)
+#undef FASTCNN_ALGORITHM
+};
+const char* algorithm_name(Conv2dAlgorithm algorithm);
+
+}  // namespace fastcnn
+
 namespace fastcnn::backends {
 
+// Name, type and default of each switch.
+#define FASTCNN_SWITCHES(S)                                                                                          \
+  S(fallback, bool, true)         /* may ATen's own op run where it is faster, or no kernel of ours covers a case */ \
+  S(winograd, bool, true)         /* may convolutions use Winograd's algorithm */                                    \
+  S(batch_invariant, bool, false) /* must an image's result not depend on the batch that it comes in */              \
+  S(conv2d_algorithm, fastcnn::Conv2dAlgorithm, fastcnn::Conv2dAlgorithm::automatic) /* forced where it applies */
+
 struct Switches {
-  bool fallback = true;  // may ATen's own op run where no kernel of ours covers the case
+#define FASTCNN_SWITCH(name, Type, initial) Type name = initial;
+  FASTCNN_SWITCHES(FASTCNN_SWITCH)
+#undef FASTCNN_SWITCH
 };
 
 // The calling thread's switches.

@@ -8,6 +8,7 @@
 #include "../checks/checks.h"
 #include "../common/backends.h"
 #include "../fallback.h"
+#include "conv2d_choice.h"
 #include "dtypes.h"
 
 namespace fastcnn::cpu {
@@ -89,8 +90,19 @@ std::vector<GatherConv<T>> grad_input_problems(const Conv2dGeometry& g, const at
 }
 
 template <typename T>
-at::Tensor forward(const Conv2dGeometry& g, const at::Tensor& input, const at::Tensor& weight,
-                   const std::optional<at::Tensor>& bias, bool relu) {
+void run_problems(Conv2dAlgorithm algorithm, const std::vector<GatherConv<T>>& problems) {
+  if (const auto size = winograd_size(algorithm)) {
+    backends::record_kernel(algorithm_name(algorithm));
+    conv2d_winograd(problems, *size);
+  } else {
+    backends::record_kernel("conv2d_direct");
+    conv2d_direct(problems);
+  }
+}
+
+template <typename T>
+at::Tensor forward(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const at::Tensor& input,
+                   const at::Tensor& weight, const std::optional<at::Tensor>& bias, bool relu) {
   at::Tensor output = at::empty({g.batch, g.out_channels, g.out_h, g.out_w}, input.options(), kNhwc);
   if (output.numel() == 0) return output;
   const at::Tensor dense_bias = bias.has_value() && bias->defined() ? bias->contiguous() : at::Tensor();
@@ -99,28 +111,29 @@ at::Tensor forward(const Conv2dGeometry& g, const at::Tensor& input, const at::T
     backends::record_kernel("conv2d_depthwise");
     depthwise_forward<T>(g, input.contiguous(kNhwc), depthwise_lanes(weight), bias_data, relu, output);
   } else {
-    backends::record_kernel("conv2d_direct");
-    conv2d_direct(forward_problems<T>(g, input, weight, bias_data, relu, output));
+    const at::Tensor image = winograd_size(algorithm) ? input.contiguous(kNhwc) : input;
+    run_problems(algorithm, forward_problems<T>(g, image, weight, bias_data, relu, output));
   }
   return output;
 }
 
 template <typename T>
-at::Tensor grad_input(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& weight) {
+at::Tensor grad_input(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const at::Tensor& grad_output,
+                      const at::Tensor& weight) {
   at::Tensor result = at::empty({g.batch, g.in_channels, g.in_h, g.in_w}, grad_output.options(), kNhwc);
   if (result.numel() == 0) return result;
   if (g.depthwise()) {
     backends::record_kernel("conv2d_depthwise_grad_input");
     depthwise_grad_input<T>(g, grad_output, depthwise_lanes(weight), result);
   } else {
-    backends::record_kernel("conv2d_direct");
-    conv2d_direct(grad_input_problems<T>(g, grad_output, weight, result));
+    run_problems(algorithm, grad_input_problems<T>(g, grad_output, weight, result));
   }
   return result;
 }
 
 template <typename T>
-at::Tensor grad_weight(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& input) {
+at::Tensor grad_weight(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const at::Tensor& grad_output,
+                       const at::Tensor& input) {
   if (g.depthwise()) {
     backends::record_kernel("conv2d_depthwise_grad_weight");
     at::Tensor lanes = at::zeros({g.kernel_h, g.kernel_w, g.in_channels},
@@ -129,8 +142,13 @@ at::Tensor grad_weight(const Conv2dGeometry& g, const at::Tensor& grad_output, c
     return lanes.permute({2, 0, 1}).unsqueeze(1);
   }
   at::Tensor result = at::empty({g.out_channels, g.group_in(), g.kernel_h, g.kernel_w}, grad_output.options(), kNhwc);
-  result.zero_();
-  conv2d_grad_weight_direct<T>(g, grad_output, input, result);
+  if (const auto size = winograd_size(algorithm); size && g.batch > 0) {
+    backends::record_kernel(algorithm_name(algorithm));
+    conv2d_grad_weight_winograd<T>(g, *size, grad_output, input.contiguous(kNhwc), result);
+  } else {
+    result.zero_();
+    conv2d_grad_weight_direct<T>(g, grad_output, input, result);
+  }
   return result;
 }
 
@@ -142,22 +160,29 @@ at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight, const s
   const auto dtype = input.scalar_type();
   if (!is_covered(dtype)) return fallback::conv2d(input, weight, bias, stride, padding, dilation, groups, activation);
   const auto format = input.suggest_memory_format() == kNhwc ? kNhwc : weight.suggest_memory_format();
+  const Conv2dAlgorithm algorithm = choose_conv2d(Conv2dPass::forward, g, dtype == at::kFloat);
   at::Tensor output;
-  if (dtype == at::kDouble) {
-    output = forward<double>(g, input, weight, bias, relu);
+  if (algorithm == Conv2dAlgorithm::aten) {
+    output = fallback::conv2d(input, weight, bias, stride, padding, dilation, groups, activation);
+  } else if (dtype == at::kDouble) {
+    output = forward<double>(g, algorithm, input, weight, bias, relu);
   } else {
-    output = forward<float>(g, to_compute(input), to_compute(weight), to_compute(bias), relu).to(dtype);
+    output = forward<float>(g, algorithm, to_compute(input), to_compute(weight), to_compute(bias), relu).to(dtype);
   }
   return output.contiguous(format);
 }
 
+// The algorithms of (grad_input, grad_weight).
+using BackwardAlgorithms = std::array<Conv2dAlgorithm, 2>;
+
 template <typename T>
-std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const Conv2dGeometry& g, const at::Tensor& grad_output,
-                                                        const at::Tensor& input, const at::Tensor& weight,
-                                                        std::array<bool, 3> mask) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const Conv2dGeometry& g, const BackwardAlgorithms& algorithms,
+                                                        const at::Tensor& grad_output, const at::Tensor& input,
+                                                        const at::Tensor& weight, std::array<bool, 3> mask) {
   const at::Tensor grad = grad_output.contiguous(kNhwc);
-  return {mask[0] ? grad_input<T>(g, grad, weight) : at::Tensor(),
-          mask[1] ? grad_weight<T>(g, grad, input) : at::Tensor(), mask[2] ? channel_sums<T>(grad) : at::Tensor()};
+  return {mask[0] ? grad_input<T>(g, algorithms[0], grad, weight) : at::Tensor(),
+          mask[1] ? grad_weight<T>(g, algorithms[1], grad, input) : at::Tensor(),
+          mask[2] ? channel_sums<T>(grad) : at::Tensor()};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(const at::Tensor& grad_output,
@@ -169,10 +194,24 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(const at::Ten
   const auto dtype = input.scalar_type();
   if (!is_covered(dtype))
     return fallback::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups, output_mask);
+  const BackwardAlgorithms algorithms{choose_conv2d(Conv2dPass::grad_input, g, dtype == at::kFloat),
+                                      choose_conv2d(Conv2dPass::grad_weight, g, dtype == at::kFloat)};
+  // Torch's own gradients where the choice falls on them, ours for the rest.
+  std::array<bool, 3> theirs{}, ours = output_mask;
+  for (size_t i = 0; i < algorithms.size(); ++i) {
+    theirs[i] = output_mask[i] && algorithms[i] == Conv2dAlgorithm::aten;
+    ours[i] = output_mask[i] && !theirs[i];
+  }
   auto [by_input, by_weight, by_bias] =
       dtype == at::kDouble
-          ? backward<double>(g, grad_output, input, weight, output_mask)
-          : backward<float>(g, to_compute(grad_output), to_compute(input), to_compute(weight), output_mask);
+          ? backward<double>(g, algorithms, grad_output, input, weight, ours)
+          : backward<float>(g, algorithms, to_compute(grad_output), to_compute(input), to_compute(weight), ours);
+  if (theirs[0] || theirs[1]) {
+    const auto [aten_input, aten_weight, no_bias] =
+        fallback::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups, theirs);
+    if (theirs[0]) by_input = aten_input;
+    if (theirs[1]) by_weight = aten_weight;
+  }
   // The gradients take the formats that torch's take: channels_last where input or weight is.
   const bool nhwc = input.suggest_memory_format() == kNhwc || weight.suggest_memory_format() == kNhwc;
   const auto format = nhwc ? kNhwc : at::MemoryFormat::Contiguous;

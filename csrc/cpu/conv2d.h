@@ -4,8 +4,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "../common/backends.h"
 #include "../common/geometry.h"
 #include "capability.h"
 
@@ -50,12 +52,52 @@ struct GatherConv {
   int64_t out_stride_n, out_stride_h, out_stride_w;  // lanes are neighbours
 };
 
+// Lanes in blocks of nearly equal numbers of registers.
+struct LaneBlocks {
+  int width;
+  int64_t vectors, count;
+
+  LaneBlocks(int64_t lanes, int width, int max_vectors)
+      : width(width), vectors(ceil_div(lanes, width)), count(ceil_div(vectors, max_vectors)) {}
+  int64_t first_vector(int64_t block) const { return vectors * block / count; }
+  int64_t first_lane(int64_t block) const { return first_vector(block) * width; }
+  int64_t padded_lanes() const { return vectors * width; }
+};
+
+// Winograd's F(outputs x outputs, kernel x kernel): tiles of points = outputs + kernel - 1 elements a side.
+struct WinogradSize {
+  int points, kernel;
+
+  int outputs() const { return points - kernel + 1; }
+  int64_t planes() const { return int64_t{points} * points; }
+};
+constexpr WinogradSize kWinograd4x3{6, 3}, kWinograd2x3{4, 3}, kWinograd2x5{6, 5};
+// None where the algorithm is another.
+std::optional<WinogradSize> winograd_size(Conv2dAlgorithm algorithm);
+
 template <typename T>
 ImageView<T> image_view(const at::Tensor& nchw);
 
 // Runs the problems one after the other, each one over all threads.
 template <typename T>
 void conv2d_direct(const std::vector<GatherConv<T>>& problems);
+
+// The same for problems of step 1 whose taps are a whole kernel x kernel square and whose image's channels are
+// neighbours.
+template <typename T>
+void conv2d_winograd(const std::vector<GatherConv<T>>& problems, WinogradSize size);
+
+// A reduction over one run of `length` elements, split where its chain of additions grows long.
+std::vector<Conv2dSegment> chained_segments(int64_t length);
+
+// The register tile of a weight gradient: panels of `rows` output channels times `vectors` registers of lanes, of which
+// there are `runs` runs of `run_length`. `cost` counts operations for one pixel, and the loads that they wait for.
+struct GradWeightTile {
+  int vectors, rows;
+  int64_t cost;
+};
+template <typename T>
+GradWeightTile choose_grad_weight_tile(const KernelSet<T>& kernel, int64_t runs, int64_t run_length, int64_t outputs);
 
 // Elements of T that rows [i0, i1) of one image's windows need, and the copy of them, with zeros outside the image.
 int64_t window_rows_size(const WindowGrid& grid, int64_t rows, int64_t depth);
@@ -66,6 +108,9 @@ void copy_window_rows(const ImageView<T>& image, const WindowGrid& grid, int64_t
 template <typename T>
 void conv2d_grad_weight_direct(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& input,
                                at::Tensor& grad_weight);
+template <typename T>
+void conv2d_grad_weight_winograd(const Conv2dGeometry& g, WinogradSize size, const at::Tensor& grad_output,
+                                 const at::Tensor& input, at::Tensor& grad_weight);
 template <typename T>
 at::Tensor channel_sums(const at::Tensor& values_nhwc);
 

@@ -16,18 +16,8 @@ constexpr int64_t kPackGrain = 32 * 1024;  // elements that a thread packs at le
 // Terms of one chain of additions: longer sums are split, as rounding errors grow with the chain.
 constexpr int64_t kChainTerms = 512;
 
-// The reduction as runs of neighbouring elements, for rows `row_stride` and columns `depth`-or-more apart.
-std::vector<Conv2dSegment> make_segments(const WindowGrid& grid, int64_t depth, int64_t row_stride, int64_t col_stride,
-                                         int64_t origin) {
-  std::vector<Conv2dSegment> runs;
-  for (const Tap& t : grid.taps) {
-    const int64_t offset = t.h * row_stride + t.w * col_stride - origin;
-    if (!runs.empty() && runs.back().offset + runs.back().length == offset) {
-      runs.back().length += static_cast<int32_t>(depth);
-    } else {
-      runs.push_back({offset, static_cast<int32_t>(depth), 0});
-    }
-  }
+// The runs of a reduction, cut so that each chain of additions ends in a partial sum.
+std::vector<Conv2dSegment> split_chains(const std::vector<Conv2dSegment>& runs) {
   std::vector<Conv2dSegment> segments;
   int64_t chain = 0;
   for (const Conv2dSegment& run : runs)
@@ -41,29 +31,33 @@ std::vector<Conv2dSegment> make_segments(const WindowGrid& grid, int64_t depth, 
   return segments;
 }
 
-// Lanes in blocks of nearly equal numbers of registers.
-struct LaneBlocks {
-  int width;
-  int64_t vectors, count;
-
-  LaneBlocks(int64_t lanes, int width, int max_vectors)
-      : width(width), vectors(ceil_div(lanes, width)), count(ceil_div(vectors, max_vectors)) {}
-  int64_t first_vector(int64_t block) const { return vectors * block / count; }
-};
+// The reduction as runs of neighbouring elements, for rows `row_stride` and columns `depth`-or-more apart.
+std::vector<Conv2dSegment> make_segments(const WindowGrid& grid, int64_t depth, int64_t row_stride, int64_t col_stride,
+                                         int64_t origin) {
+  std::vector<Conv2dSegment> runs;
+  for (const Tap& t : grid.taps) {
+    const int64_t offset = t.h * row_stride + t.w * col_stride - origin;
+    if (!runs.empty() && runs.back().offset + runs.back().length == offset) {
+      runs.back().length += static_cast<int32_t>(depth);
+    } else {
+      runs.push_back({offset, static_cast<int32_t>(depth), 0});
+    }
+  }
+  return split_chains(runs);
+}
 
 template <typename T>
 at::Tensor pack_weights(const GatherConv<T>& p, const LaneBlocks& blocks, const at::TensorOptions& options) {
   const auto& kernel = kernels().of<T>();
   const int64_t reduction = static_cast<int64_t>(p.grid.taps.size()) * p.image.depth;
-  at::Tensor packed = at::empty({std::max<int64_t>(1, blocks.vectors * blocks.width * reduction)}, options);
+  at::Tensor packed = at::empty({std::max<int64_t>(1, blocks.padded_lanes() * reduction)}, options);
   T* data = packed.mutable_data_ptr<T>();
   std::vector<int64_t> tap_offsets;
   for (const Tap& t : p.grid.taps) tap_offsets.push_back(t.weight_offset);
   const int64_t block_size = std::max<int64_t>(1, packed.numel() / std::max<int64_t>(1, blocks.count));
   at::parallel_for(0, blocks.count, std::max<int64_t>(1, kPackGrain / block_size), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      const int64_t lane = blocks.first_vector(b) * blocks.width;
-      const int64_t padded = blocks.first_vector(b + 1) * blocks.width - lane;
+      const int64_t lane = blocks.first_lane(b), padded = blocks.first_lane(b + 1) - lane;
       kernel.conv2d_pack({p.weight + lane * p.lane_stride, p.lane_stride, p.depth_stride, p.image.depth,
                           tap_offsets.data(), static_cast<int64_t>(tap_offsets.size()),
                           std::min(padded, p.lanes - lane), padded, data + lane * reduction});
@@ -194,6 +188,10 @@ class DirectRun {
 };
 
 }  // namespace
+
+std::vector<Conv2dSegment> chained_segments(int64_t length) {
+  return split_chains({{0, static_cast<int32_t>(length), 0}});
+}
 
 template <typename T>
 void conv2d_direct(const std::vector<GatherConv<T>>& problems) {

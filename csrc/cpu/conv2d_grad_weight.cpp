@@ -188,41 +188,27 @@ class GradWeightRun {
     return vectors;
   }
 
-  // The tile of the fewest vector operations, of those that the registers hold; a panel's rows are padded to the next
-  // number that there is a tile for.
   void choose_tile() {
-    int64_t best = std::numeric_limits<int64_t>::max();
-    for (int vectors = p_.kernel.max_vectors; vectors >= 1; --vectors) {
-      const std::vector<LaneBlock> blocks = lane_blocks(vectors);
-      int widest = 1;
-      for (const LaneBlock& b : blocks) widest = std::max(widest, b.vectors);
-      for (const int rows : kPanelRows) {
-        if (rows > p_.kernel.rows_for(widest)) continue;
-        const int64_t panels = ceil_div(g_.group_out(), rows), loads = widest + rows, products = widest * rows;
-        // Operations, and the loads that they wait for: a small tile loads more than it multiplies.
-        const int64_t operations = total_vectors(blocks) * panels * rows;
-        const int64_t cost = operations + operations * loads / (2 * products);
-        if (cost >= best) continue;
-        best = cost, blocks_ = blocks, panel_rows_ = rows, panel_count_ = panels;
-      }
-    }
+    const int64_t runs = g_.kernel_h * (merged() ? 1 : g_.kernel_w);
+    const GradWeightTile tile = choose_grad_weight_tile(p_.kernel, runs, run_length(), g_.group_out());
+    blocks_ = lane_blocks(tile.vectors), panel_rows_ = tile.rows, panel_count_ = ceil_div(g_.group_out(), tile.rows);
   }
+
+  // Whether neighbouring taps' input channels are neighbours, and so lanes of one run.
+  bool merged() const { return g_.dilation_w == 1; }
+  int64_t run_length() const { return merged() ? g_.kernel_w * p_.input.depth : p_.input.depth; }
 
   std::vector<LaneBlock> lane_blocks(int max_vectors) const {
     const int64_t depth = p_.input.depth;
-    const bool merged = g_.dilation_w == 1;
-    const int64_t run_length = merged ? g_.kernel_w * depth : depth;
-    const int64_t vectors = ceil_div(run_length, p_.kernel.width), count = ceil_div(vectors, max_vectors);
+    const LaneBlocks run(run_length(), p_.kernel.width, max_vectors);
     std::vector<LaneBlock> blocks;
     for (int64_t kh = 0; kh < g_.kernel_h; ++kh)
-      for (int64_t kw = 0; kw < (merged ? 1 : g_.kernel_w); ++kw)
-        for (int64_t b = 0; b < count; ++b) {
-          const int64_t first = vectors * b / count, last = vectors * (b + 1) / count;
-          const int64_t lane = first * p_.kernel.width;
+      for (int64_t kw = 0; kw < (merged() ? 1 : g_.kernel_w); ++kw)
+        for (int64_t b = 0; b < run.count; ++b) {
+          const int64_t lane = run.first_lane(b), lanes = run.first_lane(b + 1) - lane;
           blocks.push_back({kh * g_.dilation_h * p_.row_stride + kw * g_.dilation_w * depth + lane,
-                            (kh * g_.kernel_w + kw) * depth + lane,
-                            std::min<int64_t>(run_length - lane, (last - first) * p_.kernel.width),
-                            static_cast<int>(last - first)});
+                            (kh * g_.kernel_w + kw) * depth + lane, std::min(run_length() - lane, lanes),
+                            static_cast<int>(lanes / run.width)});
         }
     return blocks;
   }
@@ -243,8 +229,8 @@ class GradWeightRun {
       for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         const int64_t k = panel * panel_rows_;
         p_.kernel.conv2d_grad_weight(
-            {panels + (panel - first_panel) * pixels * panel_rows_, copy + block.in_offset, offsets.data(), pixels,
-             p_.grad_weight + k * row_stride + block.out_offset, row_stride, panel_rows_,
+            {panels + (panel - first_panel) * pixels * panel_rows_, panel_rows_, copy + block.in_offset, offsets.data(),
+             pixels, p_.grad_weight + k * row_stride + block.out_offset, row_stride, panel_rows_,
              static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)), block.vectors, block.lanes});
       }
   }
@@ -269,6 +255,24 @@ class GradWeightRun {
 };
 
 }  // namespace
+
+// Of a panel's padded rows and the lanes' registers, those of the fewest operations.
+template <typename T>
+GradWeightTile choose_grad_weight_tile(const KernelSet<T>& kernel, int64_t runs, int64_t run_length, int64_t outputs) {
+  GradWeightTile best{1, kPanelRows[0], std::numeric_limits<int64_t>::max()};
+  for (int max_vectors = kernel.max_vectors; max_vectors >= 1; --max_vectors) {
+    const LaneBlocks run(run_length, kernel.width, max_vectors);
+    const int vectors = static_cast<int>(ceil_div(run.vectors, run.count));
+    for (const int rows : kPanelRows) {
+      if (rows > kernel.rows_for(vectors)) continue;
+      const int64_t operations = runs * run.vectors * ceil_div(outputs, rows) * rows;
+      // A small tile loads more than it multiplies.
+      const int64_t cost = operations + operations * (vectors + rows) / (2 * vectors * rows);
+      if (cost < best.cost) best = {max_vectors, rows, cost};
+    }
+  }
+  return best;
+}
 
 template <typename T>
 void conv2d_grad_weight_direct(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& input,
@@ -316,6 +320,8 @@ at::Tensor channel_sums(const at::Tensor& values_nhwc) {
   return result;
 }
 
+template GradWeightTile choose_grad_weight_tile<float>(const KernelSet<float>&, int64_t, int64_t, int64_t);
+template GradWeightTile choose_grad_weight_tile<double>(const KernelSet<double>&, int64_t, int64_t, int64_t);
 template void conv2d_grad_weight_direct<float>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&,
                                                at::Tensor&);
 template void conv2d_grad_weight_direct<double>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&,

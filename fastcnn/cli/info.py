@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import fastcnn
-from fastcnn import _library, ops
+from fastcnn import _library, backends, ops
 from fastcnn.cli.console import make_console, make_table, print_plain
 from fastcnn.cli.running import cpu_name
 
@@ -80,7 +80,7 @@ def _library_facts() -> dict[str, str]:
         "CPU capability": f"found {detected}, used {_capability()}"
         + (f" ({CAPABILITY_VARIABLE}={cap})" if cap else ""),
         "CUDA library": _library.cuda_missing_reason() or f"built and loaded; torch sees {devices} devices",
-        "torch's fallback": "on" if library.fastcnn_get_fallback() else "off",
+        "torch's fallback": "on" if backends.fallback_enabled() else "off",
     }
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,6 +33,13 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "one_pixel": dict(n=1, c=2, k=3, size=(1, 1), kernel=(1, 1)),
     "large_padding": dict(n=1, c=2, k=3, size=(2, 2), kernel=(3, 3), padding=4),
 }
+
+
+@pytest.fixture(autouse=True)
+def direct_kernels() -> Iterator[None]:
+    """test_conv2d_winograd.py has the other algorithms, and the choice among them."""
+    with fastcnn.backends.conv2d_algorithm("direct"):
+        yield
 
 
 def tensors(

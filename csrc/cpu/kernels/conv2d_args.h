@@ -48,7 +48,8 @@ struct Conv2dPackArgs {
 // grad_weight[k][lane] += sum over pixels p of grad_output[p][k] * input[input_offsets[p] + lane]
 template <typename T>
 struct Conv2dGradWeightArgs {
-  const T* grad_panel;  // [pixels, rows]: `rows` output channels, padded with zeros
+  const T* grad_panel;  // [pixels, grad_stride]: `rows` output channels of each, those beyond valid_rows anything
+  int64_t grad_stride;
   const T* input;
   const int64_t* input_offsets;  // [pixels]
   int64_t pixels;

@@ -104,26 +104,49 @@ void conv2d_direct(const Conv2dDirectArgs<T>& a) {
   conv2d_direct_vectors<T, kMaxVectors>(a);
 }
 
+// Rows of weights, neighbours along the depth, become columns: one register's square after the other.
+template <typename T>
+void conv2d_pack_transposed(const Conv2dPackArgs<T>& a, const T* tap, T* packed) {
+  using V = Vec<T>;
+  constexpr int kWidth = V::kWidth;
+  const int64_t whole_lanes = a.lanes / kWidth * kWidth, whole_depth = a.depth / kWidth * kWidth;
+  for (int64_t lane = 0; lane < whole_lanes; lane += kWidth)
+    for (int64_t d = 0; d < whole_depth; d += kWidth) {
+      typename V::Reg square[kWidth];
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) square[i] = V::load(tap + (lane + i) * a.lane_stride + d);
+      V::transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) V::store(packed + (d + i) * a.padded_lanes + lane, square[i]);
+    }
+  for (int64_t lane = 0; lane < a.lanes; ++lane)
+    for (int64_t d = lane < whole_lanes ? whole_depth : 0; d < a.depth; ++d)
+      packed[d * a.padded_lanes + lane] = tap[lane * a.lane_stride + d];
+}
+
 template <typename T>
 void conv2d_pack(const Conv2dPackArgs<T>& a) {
-  constexpr int64_t kDepthBlock = 16;  // elements of one cache line of float: each line of weights is read once
   T* packed = a.packed;
   for (int64_t t = 0; t < a.num_taps; ++t) {
     const T* tap = a.weight + a.tap_offsets[t];
-    for (int64_t d0 = 0; d0 < a.depth; d0 += kDepthBlock) {
-      const int64_t d1 = d0 + kDepthBlock < a.depth ? d0 + kDepthBlock : a.depth;
-      if (a.lane_stride == 1) {
-        for (int64_t d = d0; d < d1; ++d)
-          for (int64_t lane = 0; lane < a.lanes; ++lane)
-            packed[d * a.padded_lanes + lane] = tap[d * a.depth_stride + lane];
-      } else {
+    if (a.depth_stride == 1 && a.lane_stride != 1) {
+      conv2d_pack_transposed(a, tap, packed);
+    } else if (a.lane_stride == 1) {
+      for (int64_t d = 0; d < a.depth; ++d)
+        for (int64_t lane = 0; lane < a.lanes; ++lane)
+          packed[d * a.padded_lanes + lane] = tap[d * a.depth_stride + lane];
+    } else {
+      constexpr int64_t kDepthBlock = 16;  // elements of one cache line of float: each line of weights is read once
+      for (int64_t d0 = 0; d0 < a.depth; d0 += kDepthBlock) {
+        const int64_t d1 = d0 + kDepthBlock < a.depth ? d0 + kDepthBlock : a.depth;
         for (int64_t lane = 0; lane < a.lanes; ++lane)
           for (int64_t d = d0; d < d1; ++d)
             packed[d * a.padded_lanes + lane] = tap[lane * a.lane_stride + d * a.depth_stride];
       }
-      for (int64_t d = d0; d < d1; ++d)
-        for (int64_t lane = a.lanes; lane < a.padded_lanes; ++lane) packed[d * a.padded_lanes + lane] = T(0);
     }
+    if (a.lanes < a.padded_lanes)
+      for (int64_t d = 0; d < a.depth; ++d)
+        for (int64_t lane = a.lanes; lane < a.padded_lanes; ++lane) packed[d * a.padded_lanes + lane] = T(0);
     packed += a.depth * a.padded_lanes;
   }
 }

@@ -28,7 +28,7 @@ void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<T>& a) {
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) acc[m][v] = V::fmadd(g, x[v], acc[m][v]);
     }
-    grad += Rows;
+    grad += a.grad_stride;
   }
 
   // 2. Add onto the gradient.

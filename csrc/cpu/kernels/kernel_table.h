@@ -5,6 +5,7 @@
 
 #include "batch_norm_args.h"
 #include "conv2d_args.h"
+#include "conv2d_winograd_args.h"
 #include "pool2d_args.h"
 
 // name of the kernel and of its table slot, argument struct
@@ -16,6 +17,11 @@
   KERNEL(conv2d_depthwise, Conv2dDepthwiseArgs)                       \
   KERNEL(conv2d_depthwise_grad_input, Conv2dDepthwiseArgs)            \
   KERNEL(conv2d_depthwise_grad_weight, Conv2dDepthwiseGradWeightArgs) \
+  KERNEL(conv2d_winograd_input, Conv2dWinogradInputArgs)              \
+  KERNEL(conv2d_winograd_grad_output, Conv2dWinogradInputArgs)        \
+  KERNEL(conv2d_winograd_weight, Conv2dWinogradWeightArgs)            \
+  KERNEL(conv2d_winograd_output, Conv2dWinogradOutputArgs)            \
+  KERNEL(conv2d_winograd_grad_weight, Conv2dWinogradGradWeightArgs)   \
   KERNEL(sum_rows, SumRowsArgs)                                       \
   FASTCNN_POOL2D_KERNELS(KERNEL)                                      \
   FASTCNN_BATCH_NORM_KERNELS(KERNEL)

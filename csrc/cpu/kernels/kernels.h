@@ -4,6 +4,7 @@
 #include "conv2d_direct.h"
 #include "conv2d_grad_weight.h"
 #include "conv2d_depthwise.h"
+#include "conv2d_winograd.h"
 #include "pool2d.h"
 #include "batch_norm.h"
 // clang-format on

@@ -68,6 +68,28 @@ struct Vec<float> {
     return _mm256_cvtepi32_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(lanes)));
   }
   static Reg load_i32(const int32_t* p, int n) { return _mm256_cvtepi32_ps(_mm256_maskload_epi32(p, first(n))); }
+  // Registers as the rows of a square matrix become its columns.
+  static void transpose(Reg (&r)[kWidth]) {
+    Reg t[kWidth];
+#pragma GCC unroll 4
+    for (int i = 0; i < kWidth; i += 2) {
+      t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    __m256d u[kWidth];
+#pragma GCC unroll 2
+    for (int i = 0; i < kWidth; i += 4)
+#pragma GCC unroll 2
+      for (int k = 0; k < 2; ++k) {
+        u[i + 2 * k] = _mm256_unpacklo_pd(_mm256_castps_pd(t[i + k]), _mm256_castps_pd(t[i + 2 + k]));
+        u[i + 2 * k + 1] = _mm256_unpackhi_pd(_mm256_castps_pd(t[i + k]), _mm256_castps_pd(t[i + 2 + k]));
+      }
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      r[k] = _mm256_castpd_ps(_mm256_permute2f128_pd(u[k], u[4 + k], 0x20));
+      r[4 + k] = _mm256_castpd_ps(_mm256_permute2f128_pd(u[k], u[4 + k], 0x31));
+    }
+  }
 };
 
 template <>
@@ -125,6 +147,14 @@ struct Vec<double> {
     return _mm256_cvtepi32_pd(_mm_load_si128(reinterpret_cast<const __m128i*>(lanes)));
   }
   static Reg load_i32(const int32_t* p, int n) { return _mm256_cvtepi32_pd(_mm_maskload_epi32(p, first32(n))); }
+  static void transpose(Reg (&r)[kWidth]) {
+    const Reg low01 = _mm256_unpacklo_pd(r[0], r[1]), high01 = _mm256_unpackhi_pd(r[0], r[1]);
+    const Reg low23 = _mm256_unpacklo_pd(r[2], r[3]), high23 = _mm256_unpackhi_pd(r[2], r[3]);
+    r[0] = _mm256_permute2f128_pd(low01, low23, 0x20);
+    r[1] = _mm256_permute2f128_pd(high01, high23, 0x20);
+    r[2] = _mm256_permute2f128_pd(low01, low23, 0x31);
+    r[3] = _mm256_permute2f128_pd(high01, high23, 0x31);
+  }
 };
 
 }  // namespace

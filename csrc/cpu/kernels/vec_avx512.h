@@ -52,6 +52,35 @@ struct Vec<float> {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
   }
   static Reg load_i32(const int32_t* p, int n) { return _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(first(n), p)); }
+  // Registers as the rows of a square matrix become its columns.
+  static void transpose(Reg (&r)[kWidth]) {
+    Reg t[kWidth];
+#pragma GCC unroll 8
+    for (int i = 0; i < kWidth; i += 2) {
+      t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    // Now pairs of rows; then columns 4 L + k of four rows in the quarter L of u[k], u[4 + k], u[8 + k], u[12 + k].
+    __m512d u[kWidth];
+#pragma GCC unroll 4
+    for (int i = 0; i < kWidth; i += 4)
+#pragma GCC unroll 2
+      for (int k = 0; k < 2; ++k) {
+        u[i + 2 * k] = _mm512_unpacklo_pd(_mm512_castps_pd(t[i + k]), _mm512_castps_pd(t[i + 2 + k]));
+        u[i + 2 * k + 1] = _mm512_unpackhi_pd(_mm512_castps_pd(t[i + k]), _mm512_castps_pd(t[i + 2 + k]));
+      }
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      const Reg u0 = _mm512_castpd_ps(u[k]), u1 = _mm512_castpd_ps(u[4 + k]);
+      const Reg u2 = _mm512_castpd_ps(u[8 + k]), u3 = _mm512_castpd_ps(u[12 + k]);
+      const Reg even01 = _mm512_shuffle_f32x4(u0, u1, 0x88), odd01 = _mm512_shuffle_f32x4(u0, u1, 0xdd);
+      const Reg even23 = _mm512_shuffle_f32x4(u2, u3, 0x88), odd23 = _mm512_shuffle_f32x4(u2, u3, 0xdd);
+      r[k] = _mm512_shuffle_f32x4(even01, even23, 0x88);
+      r[4 + k] = _mm512_shuffle_f32x4(odd01, odd23, 0x88);
+      r[8 + k] = _mm512_shuffle_f32x4(even01, even23, 0xdd);
+      r[12 + k] = _mm512_shuffle_f32x4(odd01, odd23, 0xdd);
+    }
+  }
 };
 
 template <>
@@ -89,6 +118,24 @@ struct Vec<double> {
     return _mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
   }
   static Reg load_i32(const int32_t* p, int n) { return _mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(first(n), p)); }
+  static void transpose(Reg (&r)[kWidth]) {
+    Reg t[kWidth];
+#pragma GCC unroll 4
+    for (int i = 0; i < kWidth; i += 2) {
+      t[i] = _mm512_unpacklo_pd(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_pd(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; ++k) {
+      const Reg even01 = _mm512_shuffle_f64x2(t[k], t[2 + k], 0x88), odd01 = _mm512_shuffle_f64x2(t[k], t[2 + k], 0xdd);
+      const Reg even23 = _mm512_shuffle_f64x2(t[4 + k], t[6 + k], 0x88);
+      const Reg odd23 = _mm512_shuffle_f64x2(t[4 + k], t[6 + k], 0xdd);
+      r[k] = _mm512_shuffle_f64x2(even01, even23, 0x88);
+      r[2 + k] = _mm512_shuffle_f64x2(odd01, odd23, 0x88);
+      r[4 + k] = _mm512_shuffle_f64x2(even01, even23, 0xdd);
+      r[6 + k] = _mm512_shuffle_f64x2(odd01, odd23, 0xdd);
+    }
+  }
 };
 
 }  // namespace

@@ -72,6 +72,15 @@ struct VecBase {
     for (int i = 0; i < n; ++i) a[i] = static_cast<T>(p[i]);
     return a;
   }
+  // Registers as the rows of a square matrix become its columns.
+  static void transpose(Reg (&r)[kWidth]) {
+    for (int i = 0; i < kWidth; ++i)
+      for (int j = 0; j < i; ++j) {
+        const T swapped = r[i][j];
+        r[i][j] = r[j][i];
+        r[j][i] = swapped;
+      }
+  }
 };
 
 template <typename T>

@@ -1,0 +1,105 @@
+#include "conv2d_choice.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "capability.h"
+#include "conv2d.h"
+#include "conv2d_costs.h"
+
+namespace fastcnn::cpu {
+namespace {
+
+constexpr int64_t kInvariantBatch = 8;  // the batch that stands for all where the choice may not depend on it
+// Torch's own convolution has to be this much faster by the estimate, which is not that exact.
+constexpr double kAtenMargin = 0.95;
+
+constexpr Conv2dAlgorithm kChoices[] = {Conv2dAlgorithm::direct, Conv2dAlgorithm::winograd_f4x3,
+                                        Conv2dAlgorithm::winograd_f2x3, Conv2dAlgorithm::winograd_f2x5,
+                                        Conv2dAlgorithm::aten};
+
+double estimate(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeometry& g) {
+  const Conv2dCounts counts = conv2d_counts(pass, algorithm, g);
+  const auto& costs = kConv2dCosts[kernels().f32.width >= 16][static_cast<int>(pass)][static_cast<int>(algorithm)];
+  double time = 0;
+  for (size_t i = 0; i < counts.size(); ++i) time += counts[i] * costs[i];
+  return time;
+}
+
+}  // namespace
+
+std::optional<WinogradSize> winograd_size(Conv2dAlgorithm algorithm) {
+  switch (algorithm) {
+    case Conv2dAlgorithm::winograd_f4x3:
+      return kWinograd4x3;
+    case Conv2dAlgorithm::winograd_f2x3:
+      return kWinograd2x3;
+    case Conv2dAlgorithm::winograd_f2x5:
+      return kWinograd2x5;
+    default:
+      return std::nullopt;
+  }
+}
+
+bool conv2d_applies(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeometry& g) {
+  // Torch 2.13 writes outside its memory in the weight gradient of a 1x1 layer of stride 2 and 3 channels_last
+  // channels.
+  if (algorithm == Conv2dAlgorithm::aten && pass == Conv2dPass::grad_weight && g.kernel_h == 1 && g.kernel_w == 1 &&
+      (g.stride_h > 1 || g.stride_w > 1))
+    return false;
+  const auto size = winograd_size(algorithm);
+  if (!size) return true;
+  return g.kernel_h == size->kernel && g.kernel_w == size->kernel && g.stride_h == 1 && g.stride_w == 1 &&
+         g.dilation_h == 1 && g.dilation_w == 1 && !g.depthwise();
+}
+
+Conv2dCounts conv2d_counts(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeometry& g) {
+  constexpr double kMillion = 1e-6;
+  const bool by_input = pass == Conv2dPass::grad_input;
+  const double groups = static_cast<double>(g.groups), images = static_cast<double>(g.batch);
+  // Register lanes are padded: output channels, or input channels where those are the lanes.
+  const int64_t width = kernels().f32.width;
+  const auto padded = [&](int64_t n) { return static_cast<double>(ceil_div(n, width) * width); };
+  const double lanes = padded(pass == Conv2dPass::forward ? g.group_out() : g.group_in());
+  const double depth = static_cast<double>(pass == Conv2dPass::forward ? g.group_in() : g.group_out());
+  if (const auto size = winograd_size(algorithm)) {
+    const int64_t rows = by_input ? g.in_h : g.out_h, cols = by_input ? g.in_w : g.out_w;
+    const double tiles =
+        images * static_cast<double>(ceil_div(rows, size->outputs()) * ceil_div(cols, size->outputs()));
+    const double planes = groups * static_cast<double>(size->planes());
+    const double padded_depth = padded(pass == Conv2dPass::forward ? g.group_in() : g.group_out());
+    return {1, kMillion * planes * tiles * depth * lanes, kMillion * planes * tiles * padded_depth,
+            kMillion * planes * tiles * lanes, kMillion * planes * depth * lanes};
+  }
+  const double taps = static_cast<double>(g.kernel_h * g.kernel_w);
+  const double input = groups * images * static_cast<double>(g.in_h * g.in_w * g.group_in());
+  const double output = groups * images * static_cast<double>(g.out_h * g.out_w * g.group_out());
+  double weights = taps * depth * lanes;
+  // The lanes of a direct weight gradient are a kernel row's input channels, or else output channels.
+  if (pass == Conv2dPass::grad_weight)
+    weights = std::min(depth * static_cast<double>(g.kernel_h) * padded(g.kernel_w * g.group_in()),
+                       padded(g.group_out()) * taps * static_cast<double>(g.group_in()));
+  const double products = groups * images * static_cast<double>(g.out_h * g.out_w) * weights;
+  return {1, kMillion * products, kMillion * input, kMillion * output, kMillion * groups * weights};
+}
+
+Conv2dAlgorithm choose_conv2d(Conv2dPass pass, const Conv2dGeometry& g, bool is_float32) {
+  const backends::Switches& switches = backends::current();
+  if (switches.conv2d_algorithm != Conv2dAlgorithm::automatic)
+    return conv2d_applies(pass, switches.conv2d_algorithm, g) ? switches.conv2d_algorithm : Conv2dAlgorithm::direct;
+  if (!is_float32 || g.depthwise()) return Conv2dAlgorithm::direct;
+  Conv2dGeometry layer = g;
+  if (switches.batch_invariant) layer.batch = kInvariantBatch;
+  Conv2dAlgorithm best = Conv2dAlgorithm::direct;
+  double least = std::numeric_limits<double>::max();
+  for (const Conv2dAlgorithm algorithm : kChoices) {
+    const bool aten = algorithm == Conv2dAlgorithm::aten;
+    if (!conv2d_applies(pass, algorithm, g) || (winograd_size(algorithm) && !switches.winograd)) continue;
+    if (aten && (!switches.fallback || switches.batch_invariant)) continue;
+    const double time = estimate(pass, algorithm, layer) / (aten ? kAtenMargin : 1);
+    if (time < least) least = time, best = algorithm;
+  }
+  return best;
+}
+
+}  // namespace fastcnn::cpu

@@ -1,0 +1,331 @@
+// Drivers of Winograd convolution with stride 1: transforms of weights and input, one matrix product for each pair of
+// points, and the way back. How tiles and lanes are cut into blocks never changes a result of the forward pass or of
+// the input's gradient; the weight gradient is summed block by block, whose number depends on the sizes alone.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+
+#include "conv2d.h"
+
+namespace fastcnn::cpu {
+namespace {
+
+// What a block of tiles holds beside the weights that pass by, in a second-level cache of 1 MB (EPYC 9004).
+constexpr int64_t kBlockBytes = 400 * 1024;
+constexpr int64_t kMinTiles = 8, kMaxTiles = 96;  // in a block: fewer stream the weights too often
+constexpr int64_t kGradBlockBytes = 960 * 1024;   // likewise for a weight gradient, of all threads together
+constexpr int64_t kMinGradTiles = 32;
+constexpr int64_t kDepthPart = 64;  // depth of the weights that are packed and transformed at a time
+constexpr int64_t kPad = 16;        // elements between planes, whose distance would else be a power of two and alias
+// Transformed weights of more bytes are made and used one group of lanes after the other, with up to kInputBytes of
+// transformed input kept meanwhile: each group stays in cache, and no buffer is so large that its pages come in cold.
+constexpr int64_t kWeightsBytes = 4 * 1024 * 1024, kInputBytes = 12 * 1024 * 1024;
+constexpr int64_t kLaneGroupTiles = 48;  // tiles whose products a thread holds meanwhile
+
+// Planes of a matrix: rows `row_stride` apart, planes `plane_stride` apart.
+template <typename T>
+struct Planes {
+  T* data;
+  int64_t plane_stride, row_stride;
+};
+
+template <typename T>
+class WinogradRun {
+ public:
+  WinogradRun(const GatherConv<T>& p, WinogradSize size)
+      : p_(p),
+        size_(size),
+        kernel_(kernels().of<T>()),
+        options_(at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value)),
+        blocks_(p.lanes, kernel_.width, kernel_.max_vectors),
+        segments_(chained_segments(p.image.depth)),
+        zeros_(at::zeros({p.image.depth}, options_)),
+        tiles_h_(ceil_div(p.grid.rows, size.outputs())),
+        tiles_w_(ceil_div(p.grid.cols, size.outputs())),
+        tiles_(p.image.batch * tiles_h_ * tiles_w_) {
+    for (const Tap& t : p.grid.taps) tap_offsets_.push_back(t.weight_offset);
+  }
+
+  void run() {
+    const int64_t weights = size_.planes() * blocks_.padded_lanes() * p_.image.depth;
+    if (weights * static_cast<int64_t>(sizeof(T)) <= kWeightsBytes) {
+      run_by_tiles();
+    } else {
+      run_by_lanes();
+    }
+  }
+
+ private:
+  // All weights are transformed first; then each thread takes blocks of tiles through all steps.
+  void run_by_tiles() {
+    const at::Tensor weights = at::empty({size_.planes() * weight_stride(0, blocks_.count)}, options_);
+    transform_weights(0, blocks_.count, weights.mutable_data_ptr<T>());
+    const int64_t threads = at::get_num_threads(), row_stride = padded(std::max(p_.image.depth, p_.lanes));
+    const int64_t tile_bytes = size_.planes() * row_stride * static_cast<int64_t>(sizeof(T));
+    int64_t count = ceil_div(tiles_, std::clamp(kBlockBytes / tile_bytes, kMinTiles, kMaxTiles));
+    // Every thread gets as many blocks; where tiles are few, the threads share a block's lanes instead.
+    if (tiles_ >= threads * kMinTiles) count = ceil_div(count, threads) * threads;
+    const int64_t in_block = ceil_div(tiles_, count);
+    count = ceil_div(tiles_, in_block);
+    const int64_t lane_parts = std::clamp<int64_t>(ceil_div(threads, count), 1, blocks_.count);
+    // The products of a plane overwrite the transformed input of the plane before.
+    const int64_t plane_stride = in_block * row_stride + kPad, scratch_size = (size_.planes() + 1) * plane_stride;
+    const at::Tensor scratch = at::empty({threads, scratch_size}, options_);
+    T* scratch_data = scratch.mutable_data_ptr<T>();
+    at::parallel_for(0, count * lane_parts, 1, [&](int64_t begin, int64_t end) {
+      T* buffer = scratch_data + at::get_thread_num() * scratch_size;
+      const Planes<T> products{buffer, plane_stride, row_stride},
+          inputs{buffer + plane_stride, plane_stride, row_stride};
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t first = task / lane_parts * in_block, part = task % lane_parts;
+        const WinogradTiles block{tiles_h_, tiles_w_, first, std::min(in_block, tiles_ - first)};
+        const int64_t first_block = blocks_.count * part / lane_parts;
+        const int64_t last_block = blocks_.count * (part + 1) / lane_parts;
+        const int64_t lane = blocks_.first_lane(first_block);
+        transform_input(block, inputs);
+        multiply(block.count, first_block, last_block, inputs, weights.const_data_ptr<T>() + lane * p_.image.depth,
+                 weight_stride(0, blocks_.count), products);
+        transform_output(block, first_block, last_block, products);
+      }
+    });
+  }
+
+  // The input is transformed first, as much as may be kept; then the weights of a group of lanes, and their products.
+  void run_by_lanes() {
+    const int64_t threads = at::get_num_threads(), in_group = std::min(threads, blocks_.count);
+    const int64_t input_row = padded(p_.image.depth), product_row = padded(kernel_.max_vectors * kernel_.width);
+    const int64_t tile_bytes = size_.planes() * input_row * static_cast<int64_t>(sizeof(T));
+    const int64_t kept = std::clamp<int64_t>(kInputBytes / tile_bytes, 1, tiles_);
+    const int64_t in_block = ceil_div(kept, ceil_div(kept, kLaneGroupTiles));
+    const int64_t product_plane = in_block * product_row + kPad, scratch_size = size_.planes() * product_plane;
+    const at::Tensor input = at::empty({size_.planes() * (kept * input_row + kPad)}, options_);
+    const at::Tensor weights = at::empty({size_.planes() * (max_lanes(in_group) * p_.image.depth + kPad)}, options_);
+    const at::Tensor scratch = at::empty({threads, scratch_size}, options_);
+    T* scratch_data = scratch.mutable_data_ptr<T>();
+    const Planes<T> inputs{input.mutable_data_ptr<T>(), kept * input_row + kPad, input_row};
+    const auto tiles = [&](int64_t begin, int64_t end) {
+      return WinogradTiles{tiles_h_, tiles_w_, begin, end - begin};
+    };
+
+    for (int64_t first = 0; first < tiles_; first += kept) {
+      const int64_t count = std::min(kept, tiles_ - first), blocks = ceil_div(count, in_block);
+      at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+        transform_input(tiles(first + begin, first + end), rows_from(inputs, begin));
+      });
+      for (int64_t group = 0; group < blocks_.count; group += in_group) {
+        const int64_t group_end = std::min(group + in_group, blocks_.count);
+        transform_weights(group, group_end, weights.mutable_data_ptr<T>());
+        at::parallel_for(0, (group_end - group) * blocks, 1, [&](int64_t begin, int64_t end) {
+          const Planes<T> products{scratch_data + at::get_thread_num() * scratch_size, product_plane, product_row};
+          for (int64_t task = begin; task < end; ++task) {
+            const int64_t b = group + task / blocks, t = task % blocks * in_block,
+                          t_end = std::min(t + in_block, count);
+            const int64_t lane = blocks_.first_lane(b) - blocks_.first_lane(group);
+            multiply(t_end - t, b, b + 1, rows_from(inputs, t), weights.const_data_ptr<T>() + lane * p_.image.depth,
+                     weight_stride(group, group_end), products);
+            transform_output(tiles(first + t, first + t_end), b, b + 1, products);
+          }
+        });
+      }
+    }
+  }
+
+  int64_t padded(int64_t depth) const { return ceil_div(depth, kernel_.width) * kernel_.width + kPad; }
+  int64_t max_lanes(int64_t blocks) const { return blocks * kernel_.max_vectors * kernel_.width; }
+  int64_t weight_stride(int64_t first_block, int64_t last_block) const {
+    return (blocks_.first_lane(last_block) - blocks_.first_lane(first_block)) * p_.image.depth + kPad;
+  }
+  static Planes<T> rows_from(const Planes<T>& p, int64_t row) {
+    return {p.data + row * p.row_stride, p.plane_stride, p.row_stride};
+  }
+
+  // Into planes of [block of lanes][depth][lanes of the block].
+  void transform_weights(int64_t first_block, int64_t last_block, T* weights) const {
+    const int64_t taps = static_cast<int64_t>(tap_offsets_.size()), depth = p_.image.depth;
+    const int64_t first_lane = blocks_.first_lane(first_block), stride = weight_stride(first_block, last_block);
+    const int64_t parts = ceil_div(depth, kDepthPart), packed_size = taps * kDepthPart * max_lanes(1);
+    const at::Tensor packed = at::empty({at::get_num_threads(), packed_size}, options_);
+    T* packed_data = packed.mutable_data_ptr<T>();
+    at::parallel_for(first_block * parts, last_block * parts, 1, [&](int64_t begin, int64_t end) {
+      T* buffer = packed_data + at::get_thread_num() * packed_size;
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t block = task / parts, d = task % parts * kDepthPart, lane = blocks_.first_lane(block);
+        const int64_t lanes = blocks_.first_lane(block + 1) - lane, part_depth = std::min(kDepthPart, depth - d);
+        kernel_.conv2d_pack({p_.weight + lane * p_.lane_stride + d * p_.depth_stride, p_.lane_stride, p_.depth_stride,
+                             part_depth, tap_offsets_.data(), taps, std::min(lanes, p_.lanes - lane), lanes, buffer});
+        kernel_.conv2d_winograd_weight({buffer, part_depth * lanes, size_.points, size_.kernel,
+                                        weights + (lane - first_lane) * depth + d * lanes, stride});
+      }
+    });
+  }
+
+  void transform_input(const WinogradTiles& tiles, const Planes<T>& transformed) const {
+    const ImageView<T>& image = p_.image;
+    kernel_.conv2d_winograd_input({image.data, image.stride_n, image.stride_h, image.stride_w, image.height,
+                                   image.width, image.depth, p_.grid.min_h(), p_.grid.min_w(), tiles, size_.points,
+                                   size_.kernel, zeros_.template const_data_ptr<T>(), transformed.data,
+                                   transformed.plane_stride, transformed.row_stride});
+  }
+
+  // One matrix product a plane, for the blocks' lanes; `weights` begins with the first block's.
+  void multiply(int64_t tiles, int64_t first_block, int64_t last_block, const Planes<T>& inputs, const T* weights,
+                int64_t weight_stride, const Planes<T>& products) const {
+    std::vector<int64_t> input_offsets(tiles), product_offsets(tiles);
+    for (int64_t t = 0; t < tiles; ++t)
+      input_offsets[t] = t * inputs.row_stride, product_offsets[t] = t * products.row_stride;
+    const int64_t first_lane = blocks_.first_lane(first_block);
+    for (int64_t plane = 0; plane < size_.planes(); ++plane)
+      for (int64_t b = first_block; b < last_block; ++b) {
+        const int64_t lane = blocks_.first_lane(b) - first_lane, lanes = blocks_.first_lane(b + 1) - first_lane - lane;
+        kernel_.conv2d_direct({inputs.data + plane * inputs.plane_stride, input_offsets.data(),
+                               products.data + plane * products.plane_stride + lane, product_offsets.data(), tiles,
+                               segments_.data(), static_cast<int64_t>(segments_.size()),
+                               weights + plane * weight_stride + lane * p_.image.depth, nullptr,
+                               static_cast<int>(lanes / blocks_.width), lanes, false});
+      }
+  }
+
+  void transform_output(const WinogradTiles& tiles, int64_t first_block, int64_t last_block,
+                        const Planes<T>& products) const {
+    const int64_t lane = blocks_.first_lane(first_block);
+    kernel_.conv2d_winograd_output({products.data, products.plane_stride, products.row_stride, tiles, size_.points,
+                                    size_.kernel, p_.bias != nullptr ? p_.bias + lane : nullptr, p_.relu,
+                                    p_.output + lane, p_.out_stride_n, p_.out_stride_h, p_.out_stride_w, p_.grid.rows,
+                                    p_.grid.cols, std::min(blocks_.first_lane(last_block), p_.lanes) - lane});
+  }
+
+  const GatherConv<T>& p_;
+  WinogradSize size_;
+  const KernelSet<T>& kernel_;
+  at::TensorOptions options_;
+  LaneBlocks blocks_;
+  std::vector<Conv2dSegment> segments_;
+  at::Tensor zeros_;
+  int64_t tiles_h_, tiles_w_, tiles_;
+  std::vector<int64_t> tap_offsets_;
+};
+
+// dW = G^T [sum over tiles of (A dY A^T) * (B^T X B)] G, for one group. A block of tiles is transformed by all threads
+// together, and its products are shared out by plane: what a thread adds to stays its own.
+template <typename T>
+class WinogradGradWeightRun {
+ public:
+  WinogradGradWeightRun(const Conv2dGeometry& g, WinogradSize size, const ImageView<T>& input,
+                        const ImageView<T>& grad_output, T* grad_weight)
+      : g_(g),
+        size_(size),
+        kernel_(kernels().of<T>()),
+        input_(input),
+        grad_output_(grad_output),
+        grad_weight_(grad_weight),
+        tile_(choose_grad_weight_tile(kernel_, 1, input.depth, grad_output.depth)),
+        lanes_(input.depth, kernel_.width, tile_.vectors) {
+    input_stride_ = padded(input.depth), grad_stride_ = padded(grad_output.depth);
+    sums_stride_ = grad_output.depth * input_stride_ + kPad;
+  }
+
+  void run() {
+    const int64_t tiles_h = ceil_div(g_.out_h, size_.outputs()), tiles_w = ceil_div(g_.out_w, size_.outputs());
+    const int64_t tiles = g_.batch * tiles_h * tiles_w, planes = size_.planes();
+    const int64_t tile_bytes = planes * (input_stride_ + grad_stride_) * static_cast<int64_t>(sizeof(T));
+    const int64_t most = std::clamp(kGradBlockBytes / tile_bytes, kMinGradTiles, kMaxTiles);
+    const int64_t blocks = ceil_div(tiles, most), in_block = ceil_div(tiles, blocks);
+    const int64_t input_plane = in_block * input_stride_ + kPad, grad_plane = in_block * grad_stride_ + kPad;
+    const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
+    const at::Tensor zeros = at::zeros({std::max(input_.depth, grad_output_.depth)}, options);
+    at::Tensor transformed = at::empty({planes * (input_plane + grad_plane)}, options);
+    at::Tensor sums = at::zeros({planes * sums_stride_}, options);
+    T* inputs = transformed.mutable_data_ptr<T>();
+    T* grads = inputs + planes * input_plane;
+    T* sums_data = sums.mutable_data_ptr<T>();
+    const T* zeros_data = zeros.const_data_ptr<T>();
+    std::vector<int64_t> offsets(in_block);
+    for (int64_t t = 0; t < in_block; ++t) offsets[t] = t * input_stride_;
+
+    for (int64_t first = 0; first < tiles; first += in_block) {
+      const int64_t count = std::min(in_block, tiles - first);
+      // 1. The transforms, inputs first.
+      at::parallel_for(0, 2 * count, 1, [&](int64_t begin, int64_t end) {
+        const auto part = [&](int64_t low, int64_t high) {
+          return WinogradTiles{tiles_h, tiles_w, first + low, std::max<int64_t>(0, high - low)};
+        };
+        const int64_t middle = std::clamp(count, begin, end);
+        if (begin < middle)
+          kernel_.conv2d_winograd_input({input_.data, input_.stride_n, input_.stride_h, input_.stride_w, input_.height,
+                                         input_.width, input_.depth, -g_.pad_h, -g_.pad_w, part(begin, middle),
+                                         size_.points, size_.kernel, zeros_data, inputs + begin * input_stride_,
+                                         input_plane, input_stride_});
+        if (middle < end)
+          kernel_.conv2d_winograd_grad_output(
+              {grad_output_.data, grad_output_.stride_n, grad_output_.stride_h, grad_output_.stride_w, g_.out_h,
+               g_.out_w, grad_output_.depth, 0, 0, part(middle - count, end - count), size_.points, size_.kernel,
+               zeros_data, grads + (middle - count) * grad_stride_, grad_plane, grad_stride_});
+      });
+      // 2. The products.
+      at::parallel_for(0, planes * lanes_.count, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t plane = task / lanes_.count, block = task % lanes_.count;
+          multiply(block, count, offsets.data(), inputs + plane * input_plane, grads + plane * grad_plane,
+                   sums_data + plane * sums_stride_);
+        }
+      });
+    }
+    // 3. Back from the points to the kernel's elements.
+    at::parallel_for(0, grad_output_.depth, 1, [&](int64_t begin, int64_t end) {
+      kernel_.conv2d_winograd_grad_weight({sums_data + begin * input_stride_, sums_stride_, input_stride_, end - begin,
+                                           input_.depth, size_.points, size_.kernel,
+                                           grad_weight_ + begin * size_.kernel * size_.kernel * input_.depth});
+    });
+  }
+
+ private:
+  int64_t padded(int64_t depth) const { return ceil_div(depth, kernel_.width) * kernel_.width + kPad; }
+
+  void multiply(int64_t block, int64_t tiles, const int64_t* offsets, const T* inputs, const T* grads, T* sums) const {
+    const int64_t lane = lanes_.first_lane(block), lanes = lanes_.first_lane(block + 1) - lane;
+    for (int64_t k = 0; k < grad_output_.depth; k += tile_.rows)
+      kernel_.conv2d_grad_weight({grads + k, grad_stride_, inputs + lane, offsets, tiles,
+                                  sums + k * input_stride_ + lane, input_stride_, tile_.rows,
+                                  static_cast<int>(std::min<int64_t>(tile_.rows, grad_output_.depth - k)),
+                                  static_cast<int>(lanes / lanes_.width), lanes});
+  }
+
+  const Conv2dGeometry& g_;
+  WinogradSize size_;
+  const KernelSet<T>& kernel_;
+  ImageView<T> input_, grad_output_;
+  T* grad_weight_;
+  GradWeightTile tile_;
+  LaneBlocks lanes_;
+  int64_t input_stride_, grad_stride_, sums_stride_;
+};
+
+}  // namespace
+
+template <typename T>
+void conv2d_grad_weight_winograd(const Conv2dGeometry& g, WinogradSize size, const at::Tensor& grad_output,
+                                 const at::Tensor& input, at::Tensor& grad_weight) {
+  for (int64_t group = 0; group < g.groups; ++group) {
+    ImageView<T> image = image_view<T>(input), grad = image_view<T>(grad_output);
+    image.data += group * g.group_in(), image.depth = g.group_in();
+    grad.data += group * g.group_out(), grad.depth = g.group_out();
+    T* result = grad_weight.mutable_data_ptr<T>() + group * g.group_out() * size.kernel * size.kernel * g.group_in();
+    WinogradGradWeightRun<T>(g, size, image, grad, result).run();
+  }
+}
+
+template <typename T>
+void conv2d_winograd(const std::vector<GatherConv<T>>& problems, WinogradSize size) {
+  for (const GatherConv<T>& p : problems) WinogradRun<T>(p, size).run();
+}
+
+template void conv2d_winograd<float>(const std::vector<GatherConv<float>>&, WinogradSize);
+template void conv2d_winograd<double>(const std::vector<GatherConv<double>>&, WinogradSize);
+template void conv2d_grad_weight_winograd<float>(const Conv2dGeometry&, WinogradSize, const at::Tensor&,
+                                                 const at::Tensor&, at::Tensor&);
+template void conv2d_grad_weight_winograd<double>(const Conv2dGeometry&, WinogradSize, const at::Tensor&,
+                                                  const at::Tensor&, at::Tensor&);
+
+}  // namespace fastcnn::cpu
