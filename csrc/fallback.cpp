@@ -12,6 +12,7 @@
 #include <ATen/ops/native_batch_norm.h>
 #include <ATen/ops/native_batch_norm_backward.h>
 #include <ATen/ops/relu.h>
+#include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/var.h>
 #include <torch/library.h>
 
@@ -129,10 +130,13 @@ at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const std::
 std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input,
                                                                const at::Tensor& weight, at::IntArrayRef stride,
                                                                at::IntArrayRef padding, at::IntArrayRef dilation,
-                                                               int64_t groups, std::array<bool, 3> output_mask) {
+                                                               int64_t groups, std::array<bool, 3> output_mask,
+                                                               const std::optional<at::Tensor>& activated) {
   require_allowed("conv2d_backward", input);
+  const bool relu = activated.has_value() && activated->defined();
+  const at::Tensor grad = relu ? at::threshold_backward(grad_output, *activated, 0) : grad_output;
   const auto [grad_input, grad_weight, grad_bias] =
-      at::convolution_backward(grad_output, input, weight, at::IntArrayRef{weight.size(0)}, stride, padding, dilation,
+      at::convolution_backward(grad, input, weight, at::IntArrayRef{weight.size(0)}, stride, padding, dilation,
                                /*transposed=*/false, /*output_padding=*/{0, 0}, groups, output_mask);
   return {defined_or_empty(grad_input, input), defined_or_empty(grad_weight, input),
           defined_or_empty(grad_bias, input)};

@@ -32,7 +32,8 @@ at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const std::
 std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input,
                                                                const at::Tensor& weight, at::IntArrayRef stride,
                                                                at::IntArrayRef padding, at::IntArrayRef dilation,
-                                                               int64_t groups, std::array<bool, 3> output_mask);
+                                                               int64_t groups, std::array<bool, 3> output_mask,
+                                                               const std::optional<at::Tensor>& activated);
 
 at::Tensor max_pool2d(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                       at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode);

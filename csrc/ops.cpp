@@ -65,8 +65,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                                    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                                                    c10::SymIntArrayRef dilation, c10::SymInt groups,
-                                                   std::array<bool, 3> output_mask) {
-  FASTCNN_CALL(conv2d_backward, grad_output, input, weight, stride, padding, dilation, groups, output_mask);
+                                                   std::array<bool, 3> output_mask, const OptionalTensor& activated) {
+  FASTCNN_CALL(conv2d_backward, grad_output, input, weight, stride, padding, dilation, groups, output_mask, activated);
 }
 
 // --- pooling ---

@@ -45,7 +45,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "conv2d_grad_weight": _conv2d(16, 16),
     "conv2d_grad_weight_taps": _conv2d(1, 64),
     "winograd_f4x3": _conv2d(16, 16, algorithm="winograd_f4x3"),
-    "sum_rows": _conv2d(16, 16),
+    "conv2d_grad_output": _conv2d(16, 16),
     "conv2d_depthwise": _conv2d(8, 8, 8),
     "conv2d_depthwise_grad_input": _conv2d(8, 8, 8),
     "conv2d_depthwise_grad_weight": _conv2d(8, 8, 8),

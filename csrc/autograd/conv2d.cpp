@@ -40,8 +40,9 @@ Tensor call_conv2d(const Tensor& input, const Tensor& weight, const OptionalTens
 
 std::tuple<Tensor, Tensor, Tensor> call_conv2d_backward(const Tensor& grad_output, const Tensor& input,
                                                         const Tensor& weight, const Conv2dOptions& o,
-                                                        std::array<bool, 3> mask) {
-  return ops::conv2d_backward(grad_output, input, weight, o.stride, o.padding, o.dilation, o.groups, mask);
+                                                        std::array<bool, 3> mask,
+                                                        const OptionalTensor& activated = std::nullopt) {
+  return ops::conv2d_backward(grad_output, input, weight, o.stride, o.padding, o.dilation, o.groups, mask, activated);
 }
 
 class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
@@ -64,38 +65,45 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const backends::Guard switches(load_switches(ctx));
     const auto saved = ctx->get_saved_variables();
-    Tensor grad_output = grads[0];
+    const Tensor& grad_output = grads[0];
     if (!grad_output.defined()) return variable_list(5);
-    if (ctx->saved_data["relu"].toBool()) grad_output = at::threshold_backward(grad_output, saved[2], 0);
+    const OptionalTensor activated = ctx->saved_data["relu"].toBool() ? OptionalTensor(saved[2]) : std::nullopt;
     const std::array<bool, 3> mask{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                                    ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)};
     auto [grad_input, grad_weight, grad_bias] =
-        call_conv2d_backward(grad_output, saved[0], saved[1], Conv2dOptions::load(ctx), mask);
+        call_conv2d_backward(grad_output, saved[0], saved[1], Conv2dOptions::load(ctx), mask, activated);
     return {mask[0] ? grad_input : Tensor(), mask[1] ? grad_weight : Tensor(), mask[2] ? grad_bias : Tensor(), Tensor(),
             Tensor()};
   }
 };
 
-// Gradients of (grad_input, grad_weight, grad_bias) by (grad_output, input, weight): convolution is linear in each.
+// Gradients of (grad_input, grad_weight, grad_bias) by (grad_output, input, weight): convolution is linear in each, and
+// a fused ReLU multiplies grad_output by a mask on the way in and out.
 class Conv2dBackwardFunction : public torch::autograd::Function<Conv2dBackwardFunction> {
  public:
   static constexpr bool is_traceable = true;
 
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
-                               const Tensor& weight, const Conv2dOptions& options, std::array<bool, 3> output_mask) {
+                               const Tensor& weight, const Conv2dOptions& options, std::array<bool, 3> output_mask,
+                               const OptionalTensor& activated) {
     at::AutoDispatchBelowADInplaceOrView below;
-    auto [grad_input, grad_weight, grad_bias] = call_conv2d_backward(grad_output, input, weight, options, output_mask);
+    auto [grad_input, grad_weight, grad_bias] =
+        call_conv2d_backward(grad_output, input, weight, options, output_mask, activated);
     save_switches(ctx);
     options.save(ctx);
     ctx->saved_data["mask"] = std::vector<bool>(output_mask.begin(), output_mask.end());
-    ctx->save_for_backward({grad_output, input, weight});
+    ctx->save_for_backward({grad_output, input, weight, activated.value_or(Tensor())});
     return {grad_input, grad_weight, grad_bias};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const backends::Guard switches(load_switches(ctx));
     const auto saved = ctx->get_saved_variables();
-    const Tensor &grad_output = saved[0], &input = saved[1], &weight = saved[2];
+    const Tensor &input = saved[1], &weight = saved[2], &activated = saved[3];
+    const auto masked = [&](const Tensor& t) {
+      return activated.defined() ? at::threshold_backward(t, activated, 0) : t;
+    };
+    const Tensor& grad_output = saved[0];
     const Conv2dOptions options = Conv2dOptions::load(ctx);
     const auto mask = ctx->saved_data["mask"].toBoolList();
     const Tensor by_input = mask[0] ? grads[0] : Tensor();
@@ -108,12 +116,15 @@ class Conv2dBackwardFunction : public torch::autograd::Function<Conv2dBackwardFu
       if (by_weight.defined()) accumulate(grad_grad_output, call_conv2d(input, by_weight, std::nullopt, options));
       if (by_bias.defined())
         accumulate(grad_grad_output, by_bias.reshape({1, -1, 1, 1}).expand_symint(grad_output.sym_sizes()));
+      if (grad_grad_output.defined()) grad_grad_output = masked(grad_grad_output);
     }
     if (ctx->needs_input_grad(1) && by_weight.defined())
-      grad_input = std::get<0>(call_conv2d_backward(grad_output, input, by_weight, options, {true, false, false}));
+      grad_input =
+          std::get<0>(call_conv2d_backward(masked(grad_output), input, by_weight, options, {true, false, false}));
     if (ctx->needs_input_grad(2) && by_input.defined())
-      grad_weight = std::get<1>(call_conv2d_backward(grad_output, by_input, weight, options, {false, true, false}));
-    return {grad_grad_output, grad_input, grad_weight, Tensor(), Tensor()};
+      grad_weight =
+          std::get<1>(call_conv2d_backward(masked(grad_output), by_input, weight, options, {false, true, false}));
+    return {grad_grad_output, grad_input, grad_weight, Tensor(), Tensor(), Tensor()};
   }
 
  private:
@@ -135,14 +146,15 @@ Tensor conv2d_autograd(const Tensor& input, const Tensor& weight, const Optional
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward_autograd(const Tensor& grad_output, const Tensor& input,
                                                             const Tensor& weight, c10::SymIntArrayRef stride,
                                                             c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                                                            c10::SymInt groups, std::array<bool, 3> output_mask) {
+                                                            c10::SymInt groups, std::array<bool, 3> output_mask,
+                                                            const OptionalTensor& activated) {
   if (!needs_grad(grad_output, input, weight)) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return ops::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups, output_mask);
+    return ops::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups, output_mask, activated);
   }
   const auto grads = Conv2dBackwardFunction::apply(
       grad_output, input, weight, Conv2dOptions{stride.vec(), padding.vec(), dilation.vec(), std::move(groups)},
-      output_mask);
+      output_mask, activated);
   return {grads[0], grads[1], grads[2]};
 }
 

@@ -91,7 +91,7 @@ Conv2dGeometry conv2d(const at::Tensor& input, const at::Tensor& weight, const s
 
 Conv2dGeometry conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
                                at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                               int64_t groups) {
+                               int64_t groups, const std::optional<at::Tensor>& activated) {
   const Conv2dGeometry g = checks::conv2d(input, weight, std::nullopt, stride, padding, dilation, groups);
   const int64_t expected[] = {g.batch, g.out_channels, g.out_h, g.out_w};
   TORCH_CHECK(grad_output.sizes() == at::IntArrayRef(expected),
@@ -102,6 +102,12 @@ Conv2dGeometry conv2d_backward(const at::Tensor& grad_output, const at::Tensor& 
   TORCH_CHECK(grad_output.device() == input.device(),
               "fastcnn::conv2d_backward: Expected all tensors to be on the same ", "device, but got grad_output on ",
               grad_output.device(), " and input on ", input.device());
+  if (activated.has_value() && activated->defined())
+    TORCH_CHECK(activated->sizes() == grad_output.sizes() && activated->scalar_type() == grad_output.scalar_type() &&
+                    activated->device() == grad_output.device(),
+                "fastcnn::conv2d_backward: expected activated to be like grad_output (", grad_output.sizes(), ", ",
+                grad_output.scalar_type(), " on ", grad_output.device(), "), but got ", activated->sizes(), ", ",
+                activated->scalar_type(), " on ", activated->device());
   return g;
 }
 

@@ -178,22 +178,25 @@ using BackwardAlgorithms = std::array<Conv2dAlgorithm, 2>;
 template <typename T>
 std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const Conv2dGeometry& g, const BackwardAlgorithms& algorithms,
                                                         const at::Tensor& grad_output, const at::Tensor& input,
-                                                        const at::Tensor& weight, std::array<bool, 3> mask) {
-  const at::Tensor grad = grad_output.contiguous(kNhwc);
+                                                        const at::Tensor& weight, const at::Tensor& activated,
+                                                        std::array<bool, 3> mask) {
+  const auto [grad, sums] = conv2d_grad_output<T>(grad_output, activated, mask[2]);
   return {mask[0] ? grad_input<T>(g, algorithms[0], grad, weight) : at::Tensor(),
-          mask[1] ? grad_weight<T>(g, algorithms[1], grad, input) : at::Tensor(),
-          mask[2] ? channel_sums<T>(grad) : at::Tensor()};
+          mask[1] ? grad_weight<T>(g, algorithms[1], grad, input) : at::Tensor(), sums};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(const at::Tensor& grad_output,
                                                                    const at::Tensor& input, const at::Tensor& weight,
                                                                    at::IntArrayRef stride, at::IntArrayRef padding,
                                                                    at::IntArrayRef dilation, int64_t groups,
-                                                                   std::array<bool, 3> output_mask) {
-  const Conv2dGeometry g = checks::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups);
+                                                                   std::array<bool, 3> output_mask,
+                                                                   const std::optional<at::Tensor>& activated) {
+  const Conv2dGeometry g =
+      checks::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups, activated);
   const auto dtype = input.scalar_type();
   if (!is_covered(dtype))
-    return fallback::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups, output_mask);
+    return fallback::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups, output_mask,
+                                     activated);
   const BackwardAlgorithms algorithms{choose_conv2d(Conv2dPass::grad_input, g, dtype == at::kFloat),
                                       choose_conv2d(Conv2dPass::grad_weight, g, dtype == at::kFloat)};
   // Torch's own gradients where the choice falls on them, ours for the rest.
@@ -204,11 +207,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(const at::Ten
   }
   auto [by_input, by_weight, by_bias] =
       dtype == at::kDouble
-          ? backward<double>(g, algorithms, grad_output, input, weight, ours)
-          : backward<float>(g, algorithms, to_compute(grad_output), to_compute(input), to_compute(weight), ours);
+          ? backward<double>(g, algorithms, grad_output, input, weight, activated.value_or(at::Tensor()), ours)
+          : backward<float>(g, algorithms, to_compute(grad_output), to_compute(input), to_compute(weight),
+                            to_compute(activated).value_or(at::Tensor()), ours);
   if (theirs[0] || theirs[1]) {
     const auto [aten_input, aten_weight, no_bias] =
-        fallback::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups, theirs);
+        fallback::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups, theirs, activated);
     if (theirs[0]) by_input = aten_input;
     if (theirs[1]) by_weight = aten_weight;
   }

@@ -111,8 +111,11 @@ void conv2d_grad_weight_direct(const Conv2dGeometry& g, const at::Tensor& grad_o
 template <typename T>
 void conv2d_grad_weight_winograd(const Conv2dGeometry& g, WinogradSize size, const at::Tensor& grad_output,
                                  const at::Tensor& input, at::Tensor& grad_weight);
+// grad_output as dense NHWC, where a fused ReLU's output is given zero where that is not above zero, and if asked for
+// its sums over images and positions.
 template <typename T>
-at::Tensor channel_sums(const at::Tensor& values_nhwc);
+std::tuple<at::Tensor, at::Tensor> conv2d_grad_output(const at::Tensor& grad_output, const at::Tensor& activated,
+                                                      bool sums);
 
 // All tensors NHWC, weights [kernel_h, kernel_w, channels].
 template <typename T>

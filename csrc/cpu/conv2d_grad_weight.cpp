@@ -20,7 +20,6 @@ constexpr int64_t kTapsChunkBytes = 128 * 1024;
 constexpr int64_t kTapsMaxBytes = 256 * 1024;   // of the result, as every part keeps a copy
 constexpr int64_t kTapsParts = 16;              // sums that run side by side and are added in order at the end
 constexpr int kPanelRows[] = {4, 5, 6, 8, 10};  // what conv2d_grad_weight has tiles for
-constexpr int64_t kSumRows = 1024;              // rows summed by one task of channel_sums
 
 // Neighbouring lanes of the result: (kernel column, input channel) where the copy has them side by side.
 struct LaneBlock {
@@ -297,36 +296,11 @@ void conv2d_grad_weight_direct(const Conv2dGeometry& g, const at::Tensor& grad_o
   }
 }
 
-template <typename T>
-at::Tensor channel_sums(const at::Tensor& values_nhwc) {
-  backends::record_kernel("sum_rows");
-  const int64_t channels = values_nhwc.size(1);
-  const int64_t rows = values_nhwc.numel() / std::max<int64_t>(1, channels);
-  const int64_t parts = ceil_div(rows, kSumRows);
-  at::Tensor partial = at::zeros({std::max<int64_t>(1, parts), channels}, at::kDouble);
-  double* sums = partial.mutable_data_ptr<double>();
-  const T* values = values_nhwc.const_data_ptr<T>();
-  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p)
-      kernels().of<T>().sum_rows({values + p * kSumRows * channels, std::min(kSumRows, rows - p * kSumRows), channels,
-                                  channels, sums + p * channels});
-  });
-  at::Tensor result = at::empty({channels}, values_nhwc.options().memory_format(at::MemoryFormat::Contiguous));
-  for (int64_t c = 0; c < channels; ++c) {
-    double sum = 0;
-    for (int64_t p = 0; p < parts; ++p) sum += sums[p * channels + c];
-    result.mutable_data_ptr<T>()[c] = static_cast<T>(sum);
-  }
-  return result;
-}
-
 template GradWeightTile choose_grad_weight_tile<float>(const KernelSet<float>&, int64_t, int64_t, int64_t);
 template GradWeightTile choose_grad_weight_tile<double>(const KernelSet<double>&, int64_t, int64_t, int64_t);
 template void conv2d_grad_weight_direct<float>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&,
                                                at::Tensor&);
 template void conv2d_grad_weight_direct<double>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&,
                                                 at::Tensor&);
-template at::Tensor channel_sums<float>(const at::Tensor&);
-template at::Tensor channel_sums<double>(const at::Tensor&);
 
 }  // namespace fastcnn::cpu

@@ -85,9 +85,12 @@ def _conv2d_backward(
     dilation: _Ints,
     groups: int,
     output_mask: Sequence[bool],
+    activated: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = _conv2d_shape(input, weight, stride, padding, dilation, groups)
     torch._check(list(grad_output.shape) == shape, lambda: f"expected grad_output of size {shape}")
+    if activated is not None:
+        torch._check(list(activated.shape) == shape, lambda: f"expected activated of size {shape}")
     memory_format = _conv2d_format(input, weight)
 
     def like(t: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def _conv2d_flop(
 @register_flop_formula(torch.ops.fastcnn.conv2d_backward)
 def _conv2d_backward_flop(
     grad_output: Any, input: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: Any, output_mask: Any,
-    *, out_shape: Any, **kwargs: Any,
+    activated: Any = None, *, out_shape: Any, **kwargs: Any,
 ) -> int:  # fmt: skip
     return int(
         _conv_backward_flop(

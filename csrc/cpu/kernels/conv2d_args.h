@@ -78,14 +78,17 @@ struct Conv2dGradWeightTapsArgs {
   int64_t lanes;  // valid lanes, at most vectors * width
 };
 
-// sums[c] = sum over rows of values[row * row_stride + c]
+// grad = grad_output, where `activated` is given zero where that is not above zero (NaN passes); sums[c] = sum over
+// rows of grad[row][c].
 template <typename T>
-struct SumRowsArgs {
-  const T* values;
+struct Conv2dGradOutputArgs {
+  const T* grad_output;  // [rows, grad_stride]
+  int64_t grad_stride;
+  const T* activated;  // [rows, channels] or null
+  T* grad;             // [rows, channels] or null
   int64_t rows;
-  int64_t row_stride;
   int64_t channels;
-  double* sums;  // [channels]
+  double* sums;  // [channels] or null
 };
 
 // Depthwise convolution, one input channel an output channel; NHWC on both sides.

@@ -152,28 +152,5 @@ void conv2d_grad_weight_taps(const Conv2dGradWeightTapsArgs<T>& a) {
   conv2d_grad_weight_taps_vectors<T, kMaxVectors>(a);
 }
 
-template <typename T>
-void sum_rows(const SumRowsArgs<T>& a) {
-  using V = Vec<T>;
-  constexpr int64_t kRunRows = 64;  // rows summed in T before they join the double sum
-  for (int64_t c = 0; c < a.channels; ++c) a.sums[c] = 0;
-  for (int64_t row = 0; row < a.rows; row += kRunRows) {
-    const int64_t end = row + kRunRows < a.rows ? row + kRunRows : a.rows;
-    for (int64_t c = 0; c < a.channels; c += V::kWidth) {
-      const int n = static_cast<int>(a.channels - c < V::kWidth ? a.channels - c : V::kWidth);
-      typename V::Reg sum = V::zero();
-      const T* p = a.values + row * a.row_stride + c;
-      if (n == V::kWidth) {
-        for (int64_t r = row; r < end; ++r, p += a.row_stride) sum = V::add(sum, V::load(p));
-      } else {
-        for (int64_t r = row; r < end; ++r, p += a.row_stride) sum = V::add(sum, V::load_first(p, n));
-      }
-      T lanes[V::kWidth];
-      V::store(lanes, sum);
-      for (int i = 0; i < n; ++i) a.sums[c + i] += static_cast<double>(lanes[i]);
-    }
-  }
-}
-
 }  // namespace
 }  // namespace fastcnn::cpu::FASTCNN_ISA

@@ -22,7 +22,7 @@
   KERNEL(conv2d_winograd_weight, Conv2dWinogradWeightArgs)            \
   KERNEL(conv2d_winograd_output, Conv2dWinogradOutputArgs)            \
   KERNEL(conv2d_winograd_grad_weight, Conv2dWinogradGradWeightArgs)   \
-  KERNEL(sum_rows, SumRowsArgs)                                       \
+  KERNEL(conv2d_grad_output, Conv2dGradOutputArgs)                    \
   FASTCNN_POOL2D_KERNELS(KERNEL)                                      \
   FASTCNN_BATCH_NORM_KERNELS(KERNEL)
 

@@ -2,6 +2,7 @@
 #include "kernel_table.h"
 // clang-format off
 #include "conv2d_direct.h"
+#include "conv2d_grad_output.h"
 #include "conv2d_grad_weight.h"
 #include "conv2d_depthwise.h"
 #include "conv2d_winograd.h"

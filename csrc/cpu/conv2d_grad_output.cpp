@@ -1,0 +1,66 @@
+// What both gradients of a convolution and its bias share: grad_output through a fused ReLU, and its sums, in one pass.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+
+#include "../common/backends.h"
+#include "conv2d.h"
+
+namespace fastcnn::cpu {
+namespace {
+
+constexpr auto kNhwc = at::MemoryFormat::ChannelsLast;
+constexpr int64_t kPartRows = 1024;  // rows of channels that one task sums
+
+// Whether images and positions are rows of neighbouring channels, all at one distance; gradients of a concat's parts
+// are.
+bool is_rows(const at::Tensor& t) {
+  return (t.size(1) == 1 || t.stride(1) == 1) && t.stride(2) == t.size(3) * t.stride(3) &&
+         (t.size(0) == 1 || t.stride(0) == t.size(2) * t.stride(2)) && t.stride(3) >= t.size(1);
+}
+
+}  // namespace
+
+template <typename T>
+std::tuple<at::Tensor, at::Tensor> conv2d_grad_output(const at::Tensor& grad_output, const at::Tensor& activated,
+                                                      bool sums) {
+  const at::Tensor source = is_rows(grad_output) ? grad_output : grad_output.contiguous(kNhwc);
+  const int64_t channels = source.size(1), rows = source.numel() / std::max<int64_t>(1, channels);
+  const bool copies = activated.defined() || source.stride(3) != channels;
+  if (!copies && !sums) return {source, at::Tensor()};
+  backends::record_kernel("conv2d_grad_output");
+  const at::Tensor mask = activated.defined() ? activated.contiguous(kNhwc) : activated;
+  const at::Tensor result = copies ? at::empty(source.sizes(), source.options(), kNhwc) : source;
+  const int64_t parts = ceil_div(rows, kPartRows), row_stride = source.stride(3);
+  const at::Tensor partial = at::zeros({sums ? parts : 0, channels}, at::kDouble);
+  const T* grad_data = source.const_data_ptr<T>();
+  const T* mask_data = mask.defined() ? mask.const_data_ptr<T>() : nullptr;
+  T* result_data = copies ? result.mutable_data_ptr<T>() : nullptr;
+  double* partial_data = sums ? partial.mutable_data_ptr<double>() : nullptr;
+  const KernelSet<T>& kernel = kernels().of<T>();
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t row = p * kPartRows, at = row * channels;
+      kernel.conv2d_grad_output({grad_data + row * row_stride, row_stride,
+                                 mask_data != nullptr ? mask_data + at : nullptr,
+                                 result_data != nullptr ? result_data + at : nullptr, std::min(kPartRows, rows - row),
+                                 channels, sums ? partial_data + p * channels : nullptr});
+    }
+  });
+  if (!sums) return {result, at::Tensor()};
+  at::Tensor total = at::empty({channels}, source.options().memory_format(at::MemoryFormat::Contiguous));
+  T* total_data = total.mutable_data_ptr<T>();
+  for (int64_t c = 0; c < channels; ++c) {
+    double sum = 0;
+    for (int64_t p = 0; p < parts; ++p) sum += partial_data[p * channels + c];
+    total_data[c] = static_cast<T>(sum);
+  }
+  return {result, total};
+}
+
+template std::tuple<at::Tensor, at::Tensor> conv2d_grad_output<float>(const at::Tensor&, const at::Tensor&, bool);
+template std::tuple<at::Tensor, at::Tensor> conv2d_grad_output<double>(const at::Tensor&, const at::Tensor&, bool);
+
+}  // namespace fastcnn::cpu
