@@ -12,6 +12,7 @@
 #include "../fallback.h"
 #include "capability.h"
 #include "dtypes.h"
+#include "rows.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -218,16 +219,17 @@ struct GradSums {
 };
 
 template <typename T>
-GradSums grad_sums(const BatchNormGeometry& g, const Tiles& tiles, const Tensor& grad_output, const Tensor& input,
-                   const std::vector<T>& mean, const uint8_t* mask) {
+GradSums grad_sums(const BatchNormGeometry& g, const Tiles& tiles, const Tensor& grad_output, int64_t grad_stride,
+                   const Tensor& input, const std::vector<T>& mean, const uint8_t* mask) {
   backends::record_kernel("batch_norm_grad_sums");
   const int64_t c = g.channels;
   std::vector<double> sums(tiles.along_rows() * c), products(tiles.along_rows() * c);
   const T *dy = grad_output.const_data_ptr<T>(), *x = input.const_data_ptr<T>();
   tiles.run(/*reversed=*/false, [&](const Tile& t) {
     const int64_t at = t.row * c + t.channel, part = t.index * c + t.channel;
-    kernels().of<T>().batch_norm_grad_sums({dy + at, x + at, offset(mask, t.row * g.mask_stride + t.channel / 8),
-                                            mean.data() + t.channel, t.rows, t.channels, c, g.mask_stride,
+    kernels().of<T>().batch_norm_grad_sums({dy + t.row * grad_stride + t.channel, x + at,
+                                            offset(mask, t.row * g.mask_stride + t.channel / 8),
+                                            mean.data() + t.channel, t.rows, t.channels, c, grad_stride, g.mask_stride,
                                             tiles.block_rows(), sums.data() + part, products.data() + part});
   });
   GradSums total{std::vector<double>(c, 0), std::vector<double>(c, 0)};
@@ -258,10 +260,13 @@ Results backward(const BatchNormGeometry& g, bool training, const Tensor& grad_o
 
   if (input.numel() > 0) {
     const Tiles tiles(g, sizeof(T));
-    const Tensor dy = as_rows(grad_output, dtype), x = as_rows(input, dtype);
+    const Tensor x = as_rows(input, dtype), moved = grad_output.movedim(1, -1);
+    const std::optional<int64_t> apart = moved.scalar_type() == dtype ? row_stride(moved) : std::nullopt;
+    const Tensor dy = apart ? moved : as_rows(grad_output, dtype);
+    const int64_t grad_stride = apart.value_or(c);
     const uint8_t* bits = mask.numel() > 0 ? mask.const_data_ptr<uint8_t>() : nullptr;
     const std::vector<T> means = narrowed<T>(exact_mean);
-    if (reduces) sums = grad_sums<T>(g, tiles, dy, x, means, bits);
+    if (reduces) sums = grad_sums<T>(g, tiles, dy, grad_stride, x, means, bits);
     if (elementwise) {
       backends::record_kernel("batch_norm_grad_input");
       // grad_input = weight / s * (grad - mean(grad) - (x - mean) / s^2 * mean(grad * (x - mean))), s^2 = var + eps;
@@ -278,10 +283,10 @@ Results backward(const BatchNormGeometry& g, bool training, const Tensor& grad_o
       T* dr = output_mask[3] ? grad_residual.rows.template mutable_data_ptr<T>() : nullptr;
       tiles.run(/*reversed=*/true, [&](const Tile& t) {
         const int64_t at = t.row * c + t.channel, k = t.channel;
-        kernels().of<T>().batch_norm_grad_input({grad + at, offset(in, at), offset(bits, t.row * g.mask_stride + k / 8),
-                                                 means.data() + k, scales.data() + k, slopes.data() + k,
-                                                 shifts.data() + k, dx + at, offset(dr, at), t.rows, t.channels, c,
-                                                 g.mask_stride});
+        kernels().of<T>().batch_norm_grad_input({grad + t.row * grad_stride + k, offset(in, at),
+                                                 offset(bits, t.row * g.mask_stride + k / 8), means.data() + k,
+                                                 scales.data() + k, slopes.data() + k, shifts.data() + k, dx + at,
+                                                 offset(dr, at), t.rows, t.channels, c, grad_stride, g.mask_stride});
       });
     }
   }

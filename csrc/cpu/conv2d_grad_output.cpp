@@ -7,6 +7,7 @@
 
 #include "../common/backends.h"
 #include "conv2d.h"
+#include "rows.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -14,26 +15,21 @@ namespace {
 constexpr auto kNhwc = at::MemoryFormat::ChannelsLast;
 constexpr int64_t kPartRows = 1024;  // rows of channels that one task sums
 
-// Whether images and positions are rows of neighbouring channels, all at one distance; gradients of a concat's parts
-// are.
-bool is_rows(const at::Tensor& t) {
-  return (t.size(1) == 1 || t.stride(1) == 1) && t.stride(2) == t.size(3) * t.stride(3) &&
-         (t.size(0) == 1 || t.stride(0) == t.size(2) * t.stride(2)) && t.stride(3) >= t.size(1);
-}
-
 }  // namespace
 
 template <typename T>
 std::tuple<at::Tensor, at::Tensor> conv2d_grad_output(const at::Tensor& grad_output, const at::Tensor& activated,
                                                       bool sums) {
-  const at::Tensor source = is_rows(grad_output) ? grad_output : grad_output.contiguous(kNhwc);
-  const int64_t channels = source.size(1), rows = source.numel() / std::max<int64_t>(1, channels);
-  const bool copies = activated.defined() || source.stride(3) != channels;
+  const int64_t channels = grad_output.size(1), rows = grad_output.numel() / std::max<int64_t>(1, channels);
+  const std::optional<int64_t> apart = row_stride(grad_output.movedim(1, -1));
+  const at::Tensor source = apart ? grad_output : grad_output.contiguous(kNhwc);
+  const int64_t grad_stride = apart.value_or(channels);
+  const bool copies = activated.defined() || grad_stride != channels;
   if (!copies && !sums) return {source, at::Tensor()};
   backends::record_kernel("conv2d_grad_output");
   const at::Tensor mask = activated.defined() ? activated.contiguous(kNhwc) : activated;
   const at::Tensor result = copies ? at::empty(source.sizes(), source.options(), kNhwc) : source;
-  const int64_t parts = ceil_div(rows, kPartRows), row_stride = source.stride(3);
+  const int64_t parts = ceil_div(rows, kPartRows);
   const at::Tensor partial = at::zeros({sums ? parts : 0, channels}, at::kDouble);
   const T* grad_data = source.const_data_ptr<T>();
   const T* mask_data = mask.defined() ? mask.const_data_ptr<T>() : nullptr;
@@ -43,7 +39,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_grad_output(const at::Tensor& grad_out
   at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const int64_t row = p * kPartRows, at = row * channels;
-      kernel.conv2d_grad_output({grad_data + row * row_stride, row_stride,
+      kernel.conv2d_grad_output({grad_data + row * grad_stride, grad_stride,
                                  mask_data != nullptr ? mask_data + at : nullptr,
                                  result_data != nullptr ? result_data + at : nullptr, std::min(kPartRows, rows - row),
                                  channels, sums ? partial_data + p * channels : nullptr});

@@ -36,7 +36,8 @@ struct GradWeightProblem {
   const T* grad_output;  // NHWC, at the group's first channel
   T* grad_weight;        // [group_out, kernel_h, kernel_w, depth]
   WindowGrid grid;
-  int64_t row_stride;    // of the copy
+  bool copies;           // a chunk's input, with its halo; else it is read where it is
+  int64_t row_stride;    // of the copy, or of the input
   int64_t images, rows;  // of a chunk: whole images, or rows of one image
   int64_t image_size;    // of the copy
 
@@ -50,7 +51,13 @@ struct GradWeightProblem {
     for (int64_t kh = 0; kh < g.kernel_h; ++kh)
       for (int64_t kw = 0; kw < g.kernel_w; ++kw)
         grid.taps.push_back({kh * g.dilation_h - g.pad_h, kw * g.dilation_w - g.pad_w, 0});
-    row_stride = input.depth * ((grid.cols - 1) * grid.step_w + grid.max_w() - grid.min_w() + 1);
+    // Whole registers are read, so that lanes beyond the last window's must belong to a copy.
+    const bool inside = grid.min_h() >= 0 && grid.min_w() >= 0 &&
+                        (grid.rows - 1) * grid.step_h + grid.max_h() < input.height &&
+                        (grid.cols - 1) * grid.step_w + grid.max_w() < input.width;
+    copies = !inside || input.stride_c != 1 || input.stride_w != input.depth || input.depth % kernel.width != 0;
+    row_stride =
+        copies ? input.depth * ((grid.cols - 1) * grid.step_w + grid.max_w() - grid.min_w() + 1) : input.stride_h;
   }
 
   void choose_chunks(int64_t chunk_bytes) {
@@ -68,19 +75,26 @@ struct GradWeightProblem {
     return {n, std::min(n + images, g.batch), i, std::min(i + rows, grid.rows)};
   }
   // Elements of a chunk's copy; the last lanes' registers may reach beyond the last window.
-  int64_t copy_size() const { return images * image_size + kernel.width * kernel.max_vectors; }
+  int64_t copy_size() const { return copies ? images * image_size + kernel.width * kernel.max_vectors : 0; }
+  // Where a chunk's first window begins: in `copy`, into which its input is copied, or where it is.
+  const T* prepare(const Chunk& c, T* copy) const {
+    if (!copies) return input.data + c.n0 * input.stride_n + c.i0 * grid.step_h * input.stride_h;
+    for (int64_t n = c.n0; n < c.n1; ++n) copy_window_rows(input, grid, n, c.i0, c.i1, copy + (n - c.n0) * image_size);
+    return copy;
+  }
   int64_t pixels(const Chunk& c) const { return (c.n1 - c.n0) * (c.i1 - c.i0) * grid.cols; }
   const T* grad_at(const Chunk& c, int64_t n) const {
     return grad_output + (n * grid.rows + c.i0) * grid.cols * g.out_channels;
   }
 
-  // Where each pixel's window begins in the copy.
+  // Where each pixel's window begins, after the chunk's first.
   void list_offsets(const Chunk& c, std::vector<int64_t>& offsets) const {
     offsets.clear();
     for (int64_t n = 0; n < c.n1 - c.n0; ++n)
       for (int64_t i = 0; i < c.i1 - c.i0; ++i)
         for (int64_t j = 0; j < grid.cols; ++j)
-          offsets.push_back(n * image_size + i * grid.step_h * row_stride + j * grid.step_w * input.depth);
+          offsets.push_back(n * (copies ? image_size : input.stride_n) + i * grid.step_h * row_stride +
+                            j * grid.step_w * input.depth);
   }
 };
 
@@ -127,15 +141,14 @@ class GradWeightTapsRun {
 
  private:
   void add_chunk(const typename GradWeightProblem<T>::Chunk& c, T* copy, std::vector<int64_t>& offsets, T* sums) const {
-    for (int64_t n = c.n0; n < c.n1; ++n)
-      copy_window_rows(p_.input, p_.grid, n, c.i0, c.i1, copy + (n - c.n0) * p_.image_size);
+    const T* input = p_.prepare(c, copy);
     p_.list_offsets(c, offsets);
     const int64_t channels = p_.g.group_out();
     const int64_t vectors = ceil_div(channels, p_.kernel.width), blocks = ceil_div(vectors, p_.kernel.max_vectors);
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t first = vectors * b / blocks, last = vectors * (b + 1) / blocks, lane = first * p_.kernel.width;
       p_.kernel.conv2d_grad_weight_taps(
-          {copy, offsets.data(), row_offsets_.data(), static_cast<int64_t>(row_offsets_.size()),
+          {input, offsets.data(), row_offsets_.data(), static_cast<int64_t>(row_offsets_.size()),
            p_.grad_at(c, c.n0) + lane, p_.g.out_channels, p_.pixels(c), sums + lane, channels,
            static_cast<int>(last - first), std::min<int64_t>(channels - lane, (last - first) * p_.kernel.width)});
     }
@@ -216,8 +229,7 @@ class GradWeightRun {
                  const std::vector<LaneBlock>& blocks, T* copy, T* panels, std::vector<int64_t>& offsets) const {
     const int64_t pixels = p_.pixels(c);
     // 1. The input with its halo, and the output's gradient in panels.
-    for (int64_t n = c.n0; n < c.n1; ++n)
-      copy_window_rows(p_.input, p_.grid, n, c.i0, c.i1, copy + (n - c.n0) * p_.image_size);
+    const T* input = p_.prepare(c, copy);
     for (int64_t panel = first_panel; panel < last_panel; ++panel)
       pack_panel(p_.grad_at(c, c.n0) + panel * panel_rows_, pixels, g_.group_out() - panel * panel_rows_,
                  panels + (panel - first_panel) * pixels * panel_rows_);
@@ -228,8 +240,8 @@ class GradWeightRun {
       for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         const int64_t k = panel * panel_rows_;
         p_.kernel.conv2d_grad_weight(
-            {panels + (panel - first_panel) * pixels * panel_rows_, panel_rows_, copy + block.in_offset, offsets.data(),
-             pixels, p_.grad_weight + k * row_stride + block.out_offset, row_stride, panel_rows_,
+            {panels + (panel - first_panel) * pixels * panel_rows_, panel_rows_, input + block.in_offset,
+             offsets.data(), pixels, p_.grad_weight + k * row_stride + block.out_offset, row_stride, panel_rows_,
              static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)), block.vectors, block.lanes});
       }
   }

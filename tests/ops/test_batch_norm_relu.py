@@ -223,3 +223,15 @@ def test_batch_norm_relu_keeps_only_what_the_backward_needs() -> None:
     assert sizes == [64, 64, 64, elements // 8, 4 * elements]
     with torch.no_grad():
         assert recorded(lambda: batch_norm_relu(case.input, *case.statistics())) == ["batch_norm_apply"]
+
+
+@pytest.mark.parametrize("channels", [3, 16, 21])
+def test_batch_norm_relu_gradients_of_a_part_of_a_larger_gradient(channels: int) -> None:
+    torch.manual_seed(0)
+    exact = torch.randn(3, channels, 5, 4, dtype=torch.float64, requires_grad=True)
+    whole = torch.randn(3, channels + 9, 5, 4).to(memory_format=torch.channels_last)
+    part = whole.narrow(1, 4, channels)  # what the backward of a concatenation gives
+    input = exact.detach().float().to(memory_format=torch.channels_last).requires_grad_()
+    (wanted,) = torch.autograd.grad(F.batch_norm(exact, None, None, training=True).relu(), exact, part.double())
+    (got,) = torch.autograd.grad(batch_norm_relu(input, None, None, training=True), input, part)
+    assert relative_error(got, wanted) < 1e-5

@@ -359,3 +359,20 @@ def test_conv2d_expanded_gradient() -> None:
     (got,) = torch.autograd.grad(conv2d(input, weight).sum(), input)
     (wanted,) = torch.autograd.grad(F.conv2d(input, weight).sum(), input)
     torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("channels", [3, 16, 21])
+def test_conv2d_gradients_of_a_part_of_a_larger_gradient(channels: int, activation: str | None) -> None:
+    torch.manual_seed(0)
+    exact = [torch.randn(2, 5, 6, 7).double(), torch.randn(channels, 5, 3, 3).double(), torch.randn(channels).double()]
+    exact = [t.requires_grad_() for t in exact]
+    expected = F.conv2d(*exact, padding=1)
+    expected = expected if activation is None else expected.relu()
+    whole = torch.randn(2, channels + 9, 6, 7).to(memory_format=torch.channels_last)
+    part = whole.narrow(1, 4, channels)  # what the backward of a concatenation gives
+    tensors = [t.detach().float().requires_grad_() for t in exact]
+    output = conv2d(*tensors, padding=1, activation=activation)
+    wanted = torch.autograd.grad(expected, exact, part.double())
+    for g, w in zip(torch.autograd.grad(output, tensors, part), wanted, strict=True):
+        assert relative_error(g, w) < 1e-5

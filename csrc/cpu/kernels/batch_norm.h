@@ -161,7 +161,7 @@ void grad_sums_block(const BatchNormGradSumsArgs<T>& a, int64_t channel, int val
 
   for (int64_t row = 0; row < a.rows; row += a.block_rows) {
     const int64_t rows = a.rows - row < a.block_rows ? a.rows - row : a.block_rows;
-    const T* g = a.grad_output + row * a.row_stride + channel;
+    const T* g = a.grad_output + row * a.grad_stride + channel;
     const T* x = a.input + row * a.row_stride + channel;
     const uint8_t* bits = kMask ? a.mask + row * a.mask_stride : nullptr;
     typename V::Reg total[kSumChains][kRegisters], products[kSumChains][kRegisters];
@@ -171,8 +171,9 @@ void grad_sums_block(const BatchNormGradSumsArgs<T>& a, int64_t channel, int val
 #pragma GCC unroll 4
       for (int v = 0; v < kRegisters; ++v) {
         const int64_t at = r * a.row_stride + v * width;
-        const typename V::Reg grad = pass_gradient<kMask, T>(load_lanes<kWhole>(g + at, lanes),
-                                                             bits + r * a.mask_stride, channel + v * width, lanes);
+        const typename V::Reg grad =
+            pass_gradient<kMask, T>(load_lanes<kWhole>(g + r * a.grad_stride + v * width, lanes),
+                                    bits + r * a.mask_stride, channel + v * width, lanes);
         total[j][v] = V::add(total[j][v], grad);
         products[j][v] = V::fmadd(grad, V::sub(load_lanes<kWhole>(x + at, lanes), mean[v]), products[j][v]);
       }
@@ -264,10 +265,11 @@ void grad_input_block(const BatchNormGradInputArgs<T>& a, int64_t channel, int c
   }
   for (int64_t row = 0; row < a.rows; ++row) {
     const int64_t first = row * a.row_stride + channel;
+    const T* grad_output = a.grad_output + row * a.grad_stride + channel;
 #pragma GCC unroll 4
     for (int v = 0; v < kRegisters; ++v) {
       const int64_t at = first + v * width;
-      const typename V::Reg grad = pass_gradient<kMask, T>(load_lanes<kWhole>(a.grad_output + at, lanes),
+      const typename V::Reg grad = pass_gradient<kMask, T>(load_lanes<kWhole>(grad_output + v * width, lanes),
                                                            a.mask + row * a.mask_stride, channel + v * width, lanes);
       if constexpr (kResidual) store_lanes<kWhole>(a.grad_residual + at, grad, lanes);
       typename V::Reg result;

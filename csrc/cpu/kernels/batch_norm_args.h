@@ -39,11 +39,11 @@ struct BatchNormApplyArgs {
 // With grad = grad_output where the mask lets it pass: sum[c] = sum of grad, product[c] = sum of grad * (input - mean).
 template <typename T>
 struct BatchNormGradSumsArgs {
-  const T* grad_output;  // [rows, row_stride]
+  const T* grad_output;  // [rows, grad_stride]
   const T* input;        // [rows, row_stride]
   const uint8_t* mask;   // [rows, mask_stride], or null
   const T* mean;         // [channels]
-  int64_t rows, channels, row_stride, mask_stride;
+  int64_t rows, channels, row_stride, grad_stride, mask_stride;
   int64_t block_rows;  // rows summed in T before double takes over
   double* sum;         // [channels]
   double* product;     // [channels]
@@ -53,7 +53,7 @@ struct BatchNormGradSumsArgs {
 // grad_residual = grad.
 template <typename T>
 struct BatchNormGradInputArgs {
-  const T* grad_output;  // [rows, row_stride]
+  const T* grad_output;  // [rows, grad_stride]
   const T* input;        // [rows, row_stride], or null
   const uint8_t* mask;   // [rows, mask_stride], or null
   const T* mean;         // [channels]
@@ -62,7 +62,7 @@ struct BatchNormGradInputArgs {
   const T* offset;       // [channels]
   T* grad_input;         // [rows, row_stride]
   T* grad_residual;      // [rows, row_stride], or null
-  int64_t rows, channels, row_stride, mask_stride;
+  int64_t rows, channels, row_stride, grad_stride, mask_stride;
 };
 
 }  // namespace fastcnn::cpu
