@@ -5,18 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import report
 import torch
-from rich.console import Console
-from rich.table import Table
-
-from fastcnn import _library
-from fastcnn.cli.running import cpu_name
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastcnn")
     group.addoption("--batches", default="1,32", help="batch sizes, by commas (default: %(default)s)")
     group.addoption("--threads", default="1,2", help="numbers of threads, by commas (default: %(default)s)")
+    group.addoption("--compile", action="store_true", help="measure torch.compile of the whole networks as well")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -35,26 +32,19 @@ def _threads(request: pytest.FixtureRequest) -> Any:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def compiled(request: pytest.FixtureRequest) -> bool:
+    """Whether torch.compile is among the rivals of a whole network."""
+    return bool(request.config.getoption("--compile"))
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    threads = [int(v) for v in str(config.getoption("--threads")).split(",")]
+    machine_info["fastcnn"] = report.describe_machine(threads)
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     session = getattr(config, "_benchmarksession", None)
-    rows = [b for b in session.benchmarks if b.extra_info.get("ratio")] if session else []
-    if not rows:
-        return
-    table = Table(title="time of torch over time of fastcnn (medians, interleaved); above 1 fastcnn is faster")
-    columns = ("network", "layer", "input", "pass", "batch", "threads", "fastcnn ms", "torch ms", "ratio", "GFLOP/s")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("network", "layer", "pass") else "right", no_wrap=True)
-    for b in rows:
-        e = b.extra_info
-        table.add_row(
-            e["network"], e["layer"], e["input"], e["pass"], str(e["batch"]), str(e["threads"]),
-            f"{e['ours_ms']:.3f}", f"{e['torch_ms']:.3f}", f"{e['ratio']:.2f}",
-            f"{e['gflops']:.0f}" if e.get("gflops") else "",
-        )  # fmt: skip
-    cpu = cpu_name()
-    console = Console(width=150)
-    console.print(table)
-    console.print(
-        f"float32, channels_last, torch {torch.__version__}, {cpu}, "
-        f"fastcnn kernels {_library.load().fastcnn_cpu_capability().decode()}, fallback off"
-    )
+    rows = [b.extra_info for b in session.benchmarks if b.extra_info.get("ratio")] if session else []
+    if rows:
+        report.print_table(rows, session.machine_info["fastcnn"])

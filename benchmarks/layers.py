@@ -1,10 +1,17 @@
-"""The distinct layers of the seven networks, read off the networks themselves: one table for every benchmark."""
+"""The layers that every benchmark runs: the seven networks', read off the networks, and larger networks'.
+
+large_networks.json lists the distinct layers of torchvision's ResNet-50, VGG-16 and DenseNet-121 at 224 pixels:
+network, op, channels, height, width, and for a convolution output channels, kernel, stride, padding, for a pooling the
+last three.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +21,13 @@ from torch import Tensor, nn
 from fastcnn import models, ops
 
 NETWORKS = ("lenet", "lenet_bn", "alexnet", "vgg11", "nin", "googlenet", "resnet18", "densenet")
+
+MODULES: dict[str, Callable[..., nn.Module]] = {
+    "conv2d": nn.Conv2d,
+    "max_pool2d": nn.MaxPool2d,
+    "avg_pool2d": nn.AvgPool2d,
+    "batch_norm_relu": nn.BatchNorm2d,
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ def _their_batch_norm_relu(input: Tensor, *unused: Any) -> Tensor:
 
 @cache
 def distinct_layers() -> list[Layer]:
-    """Every convolution, pooling and BatchNorm+ReLU of the seven networks, each shape once."""
+    """Every convolution, pooling and BatchNorm+ReLU of the networks, each shape once."""
     found: dict[tuple[Any, ...], Layer] = {}
     for network in NETWORKS:
         info = models.REGISTRY[network]
@@ -104,4 +118,11 @@ def distinct_layers() -> list[Layer]:
         for module in model.modules():
             module.register_forward_pre_hook(visit)
         model(image)
+    for network, op, c, h, w, *sizes in json.loads(Path(__file__).with_name("large_networks.json").read_text()):
+        with torch.device("meta"):
+            module = MODULES[op](*((c, *sizes) if op == "conv2d" else sizes or (c,)))
+        described = _describe(module)
+        assert described is not None
+        name, weight, ours, theirs = described
+        found.setdefault((name, weight, c, h, w), Layer(network, name, c, h, w, weight, ours, theirs))
     return list(found.values())

@@ -1,7 +1,8 @@
-"""Every distinct layer of the seven networks, forward and backward: checked, then timed in turn with torch's."""
+"""Every distinct layer of the networks, forward and backward: checked, then timed in turn with torch's, both layouts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from timing import Interleaved
 from torch import Tensor
 
 import fastcnn
+from fastcnn import _library
 
 TOLERANCE = 1e-4  # of the largest value: both sides round differently; a wrong kernel is off by far more
 
@@ -32,7 +34,18 @@ def _check(ours: Tensor, theirs: Tensor) -> None:
     assert error < TOLERANCE, f"results differ by {error:.1e} of the largest value; nothing was timed"
 
 
-def _note(benchmark: Any, layer: Layer, direction: str, batch: int, threads: int, flop: float) -> None:
+def _kernels_of(call: Callable[[], Any]) -> str:
+    library = _library.load()
+    library.fastcnn_record_kernels(1)
+    call()
+    library.fastcnn_record_kernels(0)
+    return ", ".join(library.fastcnn_recorded_kernels().decode().split())
+
+
+def _note(
+    benchmark: Any, layer: Layer, direction: str, batch: int, threads: int, flop: float, moved: int, kernels: str
+) -> None:
+    """`flop` of direct convolution, and the bytes `moved` if every tensor is read or written once."""
     info = benchmark.extra_info
     info.update(
         {
@@ -42,10 +55,11 @@ def _note(benchmark: Any, layer: Layer, direction: str, batch: int, threads: int
             "pass": direction,
             "batch": batch,
             "threads": threads,
+            "kernels": kernels,
+            "flop": flop,
+            "bytes": moved,
         }
     )
-    if flop:
-        info["gflops"] = flop / info["ours_ms"] / 1e6
 
 
 def _id(layer: Layer) -> str:
@@ -58,8 +72,15 @@ def test_forward(benchmark: Any, layer: Layer, batch: int, threads: int) -> None
     with torch.inference_mode(), fastcnn.backends.fallback(False):
         output = layer.ours(*tensors)
         _check(output, layer.theirs(*tensors))
-        Interleaved(lambda: layer.ours(*tensors), lambda: layer.theirs(*tensors)).run(benchmark)
-    _note(benchmark, layer, "forward", batch, threads, layer.flop(output))
+        nchw = [t.contiguous() for t in tensors]
+        rivals = {
+            "torch channels_last": lambda: layer.theirs(*tensors),
+            "torch NCHW": lambda: layer.theirs(*nchw),
+        }
+        Interleaved(lambda: layer.ours(*tensors), rivals).run(benchmark)
+        kernels = _kernels_of(lambda: layer.ours(*tensors))
+    moved = 4 * (sum(t.numel() for t in tensors) + output.numel())
+    _note(benchmark, layer, "forward", batch, threads, layer.flop(output), moved, kernels)
 
 
 @pytest.mark.parametrize("layer", distinct_layers(), ids=_id)
@@ -77,6 +98,15 @@ def test_backward(benchmark: Any, layer: Layer, batch: int, threads: int) -> Non
 
         for a, b in zip(backward(ours), backward(theirs), strict=True):
             _check(a, b)
-        Interleaved(lambda: backward(ours), lambda: backward(theirs)).run(benchmark)
+        nchw = [t.detach().contiguous().requires_grad_(t.requires_grad) for t in tensors]
+        their_output, nchw_grad = layer.theirs(*nchw), grad.contiguous()
+        nchw_wanted = [t for t in nchw if t.requires_grad]
+        rivals = {
+            "torch channels_last": lambda: backward(theirs),
+            "torch NCHW": lambda: torch.autograd.grad(their_output, nchw_wanted, nchw_grad, retain_graph=True),
+        }
+        Interleaved(lambda: backward(ours), rivals).run(benchmark)
+        kernels = _kernels_of(lambda: backward(ours))
     passes = len([t for t in wanted if t.dim() == 4])
-    _note(benchmark, layer, "backward", batch, threads, passes * layer.flop(ours))
+    moved = 4 * (sum(t.numel() for t in (*tensors, *wanted)) + ours.numel())
+    _note(benchmark, layer, "backward", batch, threads, passes * layer.flop(ours), moved, kernels)

@@ -7,6 +7,7 @@
 #include "common/backends.h"
 #include "cpu/capability.h"
 #include "cpu/conv2d_choice.h"
+#include "cpu/fma_peak.h"
 
 #define FASTCNN_API extern "C" __attribute__((visibility("default")))
 
@@ -64,6 +65,9 @@ FASTCNN_API int fastcnn_conv2d_choice(int pass, const fastcnn::Conv2dGeometry* g
   return static_cast<int>(
       fastcnn::cpu::choose_conv2d(static_cast<fastcnn::cpu::Conv2dPass>(pass), *g, /*is_float32=*/true));
 }
+
+// float32 GFLOP/s of all threads together on registers alone, measured for some milliseconds.
+FASTCNN_API double fastcnn_fma_gflops() { return fastcnn::cpu::fma_gflops(); }
 
 FASTCNN_API void fastcnn_record_kernels(int on) { fastcnn::backends::set_recording(on != 0); }
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from kernels import recorded, table
 
-from fastcnn import backends, ops
+from fastcnn import _library, backends, ops
 
 
 def _conv2d(c: int, k: int, groups: int = 1, algorithm: str = "direct") -> Callable[[], Any]:
@@ -42,6 +42,7 @@ PARTS = {
 }
 CALLS: dict[str, Callable[[], Any]] = {
     "conv2d_direct": _conv2d(16, 16),
+    "conv2d_planar": _conv2d(16, 2),
     "conv2d_grad_weight": _conv2d(16, 16),
     "conv2d_grad_weight_taps": _conv2d(1, 64),
     "winograd_f4x3": _conv2d(16, 16, algorithm="winograd_f4x3"),
@@ -49,6 +50,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "conv2d_depthwise": _conv2d(8, 8, 8),
     "conv2d_depthwise_grad_input": _conv2d(8, 8, 8),
     "conv2d_depthwise_grad_weight": _conv2d(8, 8, 8),
+    "fma_peak": lambda: _library.load().fastcnn_fma_gflops(),
     "max_pool2d": _pool2d(ops.max_pool2d, 2),
     "max_pool2d_backward": _pool2d(ops.max_pool2d, 3, 2),
     "max_pool2d_backward_disjoint": _pool2d(ops.max_pool2d, 2),

@@ -95,8 +95,10 @@ void run_problems(Conv2dAlgorithm algorithm, const std::vector<GatherConv<T>>& p
     backends::record_kernel(algorithm_name(algorithm));
     conv2d_winograd(problems, *size);
   } else {
-    backends::record_kernel("conv2d_direct");
-    conv2d_direct(problems);
+    const bool planar = !problems.empty() && problems[0].image.batch > 0 && conv2d_planar_applies(problems[0]);
+    backends::record_kernel(planar ? "conv2d_planar" : "conv2d_direct");
+    if (!planar) return conv2d_direct(problems);
+    for (const GatherConv<T>& p : problems) conv2d_planar(p);
   }
 }
 

@@ -82,6 +82,12 @@ ImageView<T> image_view(const at::Tensor& nchw);
 template <typename T>
 void conv2d_direct(const std::vector<GatherConv<T>>& problems);
 
+// Whether a problem has so few lanes that positions make better ones, and its run.
+template <typename T>
+bool conv2d_planar_applies(const GatherConv<T>& problem);
+template <typename T>
+void conv2d_planar(const GatherConv<T>& problem);
+
 // The same for problems of step 1 whose taps are a whole kernel x kernel square and whose image's channels are
 // neighbours.
 template <typename T>

@@ -30,6 +30,26 @@ struct Conv2dDirectArgs {
   bool relu;
 };
 
+// The same sum for a handful of output channels, with the lanes over positions: planes of one input channel each, rows
+// one after the other, so that a position's window lies at the same offsets all over a plane. Positions between rows
+// are computed as well and left out of the output.
+template <typename T>
+struct Conv2dPlanarArgs {
+  const T* planes;
+  const int64_t* offsets;  // [reduction]: from a position to an element of its window
+  const T* weight;         // [reduction, channels]
+  int64_t reduction;
+  int channels;   // at most kPlanarChannels
+  const T* bias;  // [channels] or null
+  bool relu;
+  int64_t rows, cols, row_stride;  // of positions
+  T* results;                      // [channels, result_stride]: scratch
+  int64_t result_stride;           // rows * row_stride rounded up to whole tiles
+  T* output;                       // [rows, cols, channels], at the first position
+  int64_t out_stride_h, out_stride_w;
+};
+constexpr int kPlanarChannels = 8;
+
 // Packs one block of output lanes: packed[r][lane] = weight[lane * lane_stride + r's place], zeros beyond `lanes`.
 // The reduction runs over taps, and within a tap over `depth` elements `depth_stride` apart.
 template <typename T>

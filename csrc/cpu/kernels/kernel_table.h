@@ -6,12 +6,14 @@
 #include "batch_norm_args.h"
 #include "conv2d_args.h"
 #include "conv2d_winograd_args.h"
+#include "fma_peak_args.h"
 #include "pool2d_args.h"
 
 // name of the kernel and of its table slot, argument struct
 #define FASTCNN_KERNELS(KERNEL)                                       \
   KERNEL(conv2d_direct, Conv2dDirectArgs)                             \
   KERNEL(conv2d_pack, Conv2dPackArgs)                                 \
+  KERNEL(conv2d_planar, Conv2dPlanarArgs)                             \
   KERNEL(conv2d_grad_weight, Conv2dGradWeightArgs)                    \
   KERNEL(conv2d_grad_weight_taps, Conv2dGradWeightTapsArgs)           \
   KERNEL(conv2d_depthwise, Conv2dDepthwiseArgs)                       \
@@ -23,6 +25,7 @@
   KERNEL(conv2d_winograd_output, Conv2dWinogradOutputArgs)            \
   KERNEL(conv2d_winograd_grad_weight, Conv2dWinogradGradWeightArgs)   \
   KERNEL(conv2d_grad_output, Conv2dGradOutputArgs)                    \
+  KERNEL(fma_peak, FmaPeakArgs)                                       \
   FASTCNN_POOL2D_KERNELS(KERNEL)                                      \
   FASTCNN_BATCH_NORM_KERNELS(KERNEL)
 

@@ -2,11 +2,13 @@
 #include "kernel_table.h"
 // clang-format off
 #include "conv2d_direct.h"
+#include "conv2d_planar.h"
 #include "conv2d_grad_output.h"
 #include "conv2d_grad_weight.h"
 #include "conv2d_depthwise.h"
 #include "conv2d_winograd.h"
 #include "pool2d.h"
+#include "fma_peak.h"
 #include "batch_norm.h"
 // clang-format on
 

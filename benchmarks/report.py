@@ -1,0 +1,198 @@
+"""Turns what the benchmarks wrote into a page that anyone can read: python benchmarks/report.py benchmark.json
+
+Writes docs/benchmarks/<cpu>/: report.md with the table, ratios.png and roofline.png, and index.html, which holds all
+of it in one file.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+import typer
+from matplotlib import pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+from fastcnn import _library
+from fastcnn.cli.running import cpu_name
+
+DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
+COPY_BYTES = 256 * 1024 * 1024
+COLUMNS = ("network", "layer", "input", "pass", "batch", "threads", "ms", "channels_last", "NCHW", "ratio", "% of peak",
+           "kernels")  # fmt: skip
+
+
+def describe_machine(threads: list[int]) -> dict[str, Any]:
+    """CPU, versions and settings as read back, and for each number of threads FMA peak (GFLOP/s) and copy (GB/s)."""
+    library = _library.load()
+    before = torch.get_num_threads()
+    source, target = torch.randn(COPY_BYTES // 4), torch.empty(COPY_BYTES // 4)
+    peaks = {}
+    for number in threads:
+        torch.set_num_threads(number)
+        copies = []
+        for _ in range(5):
+            started = time.perf_counter()
+            target.copy_(source)
+            copies.append(2 * COPY_BYTES / (time.perf_counter() - started) / 1e9)
+        peaks[str(number)] = {
+            "gflops": max(float(library.fastcnn_fma_gflops()) for _ in range(5)),
+            "copy_gbs": statistics.median(copies),
+            "torch_threads": torch.get_num_threads(),
+        }
+    torch.set_num_threads(before)
+    return {
+        "cpu": cpu_name(),
+        "capability": library.fastcnn_cpu_capability().decode(),
+        "torch": torch.__version__,
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        "float32_precision": torch.get_float32_matmul_precision(),
+        "peaks": peaks,
+        "command": "make bench " + " ".join(sys.argv[1:]),
+    }
+
+
+def _percent_of_peak(row: dict[str, Any], machine: dict[str, Any]) -> str:
+    peak = machine["peaks"].get(str(row["threads"]))
+    if peak is None or not row.get("bytes"):
+        return ""
+    seconds = row["ms"]["fastcnn"] / 1e3
+    if row["flop"]:
+        return f"{100 * row['flop'] / seconds / 1e9 / peak['gflops']:.0f} FMA"
+    return f"{100 * row['bytes'] / seconds / 1e9 / peak['copy_gbs']:.0f} copy"
+
+
+def _cells(row: dict[str, Any], machine: dict[str, Any]) -> list[str]:
+    ms = row["ms"]
+    return [
+        row["network"], row["layer"], row["input"], row["pass"], str(row["batch"]), str(row["threads"]),
+        f"{ms['fastcnn']:.3f}", f"{ms['torch channels_last']:.3f}", f"{ms['torch NCHW']:.3f}", f"{row['ratio']:.2f}",
+        _percent_of_peak(row, machine), row.get("kernels", ""),
+    ]  # fmt: skip
+
+
+def _headline(machine: dict[str, Any]) -> str:
+    peaks = "; ".join(
+        f"{n} threads: {p['gflops']:.0f} GFLOP/s FMA, {p['copy_gbs']:.1f} GB/s copy, torch uses {p['torch_threads']}"
+        for n, p in machine["peaks"].items()
+    )
+    return (
+        f"{machine['cpu']}, fastcnn kernels {machine['capability']}, torch {machine['torch']} "
+        f"({machine['torch_capability']}), float32 at precision {machine['float32_precision']}, input and weights "
+        f"channels_last, fallback off. Measured in the same run: {peaks}."
+    )
+
+
+def _summary(rows: list[dict[str, Any]]) -> list[str]:
+    groups: dict[tuple[str, int, int], list[float]] = {}
+    for row in rows:
+        groups.setdefault((row["pass"], row["batch"], row["threads"]), []).append(row["ratio"])
+    return [
+        f"{name}, batch {batch}, {threads} threads: {len(ratios)} layers, geometric mean "
+        f"{math.exp(statistics.fmean(map(math.log, ratios))):.2f}, least {min(ratios):.2f}, "
+        f"{sum(r < 0.95 for r in ratios)} below 0.95"
+        for (name, batch, threads), ratios in sorted(groups.items())
+    ]
+
+
+def print_table(rows: list[dict[str, Any]], machine: dict[str, Any]) -> None:
+    """The table of ratios: time of torch channels_last over time of fastcnn."""
+    table = Table(title="medians, interleaved; ratio: torch channels_last over fastcnn, above 1 fastcnn is faster")
+    for column in COLUMNS:
+        left = column in ("network", "layer", "pass", "kernels")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*_cells(row, machine))
+    console = Console(width=190)
+    console.print(table)
+    for line in [*_summary(rows), _headline(machine)]:
+        console.print(line)
+
+
+def _plot_ratios(rows: list[dict[str, Any]], path: Path) -> None:
+    groups = sorted({(r["pass"], r["batch"], r["threads"]) for r in rows})
+    figure, axis = plt.subplots(figsize=(11, 5))
+    for group in groups:
+        ratios = sorted(r["ratio"] for r in rows if (r["pass"], r["batch"], r["threads"]) == group)
+        label = f"{group[0]}, batch {group[1]}, {group[2]} threads"
+        axis.plot([i / max(1, len(ratios) - 1) for i in range(len(ratios))], ratios, label=label)
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.set(yscale="log", xlabel="share of the layers", ylabel="torch channels_last / fastcnn")
+    axis.yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+    axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _plot_roofline(rows: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> None:
+    figure, axis = plt.subplots(figsize=(11, 5))
+    for threads, peak in machine["peaks"].items():
+        points = [r for r in rows if r.get("flop") and str(r["threads"]) == threads]
+        intensity = [r["flop"] / r["bytes"] for r in points]
+        for name, marker in (("fastcnn", "o"), ("torch channels_last", "x")):
+            rates = [r["flop"] / r["ms"][name] / 1e6 for r in points]
+            axis.scatter(intensity, rates, s=9, marker=marker, label=f"{name}, {threads} threads")
+        roof = [10 ** (i / 20) for i in range(-20, 70)]
+        axis.plot(roof, [min(peak["gflops"], x * peak["copy_gbs"]) for x in roof], linewidth=0.8, color="black")
+    axis.set(xscale="log", yscale="log", xlabel="FLOP a byte", ylabel="GFLOP/s, counting direct convolution's FLOP")
+    axis.set_title("Winograd's algorithm lies above the roof: it needs fewer multiplications", fontsize=9)
+    axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def write(rows: list[dict[str, Any]], machine: dict[str, Any], folder: Path) -> None:
+    """Writes the report's files into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = [r for r in rows if r["pass"] != "training step"]
+    charts = []
+    if layers:
+        _plot_ratios(layers, folder / "ratios.png")
+        _plot_roofline(layers, machine, folder / "roofline.png")
+        charts = ["ratios.png", "roofline.png"]
+    cells = [_cells(row, machine) for row in rows]
+    summary = _summary(rows)
+    text = [f"# {machine['cpu']}, {machine['capability']}", "", _headline(machine), "", f"`{machine['command']}`", ""]
+    text += [f"- {line}" for line in summary] + [""] + [f"![{chart}]({chart})" for chart in charts] + [""]
+    text += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    text += ["| " + " | ".join(row) + " |" for row in cells]
+    (folder / "report.md").write_text("\n".join(text) + "\n")
+    images = [base64.b64encode((folder / chart).read_bytes()).decode() for chart in charts]
+    page = ["<!doctype html><meta charset='utf-8'><title>fastcnn benchmarks</title>",
+            "<style>body{font-family:sans-serif;margin:2em}td,th{padding:2px 8px;text-align:right}"
+            "tr:nth-child(even){background:#f3f3f3}</style>",
+            f"<h1>{html.escape(text[0][2:])}</h1><p>{html.escape(_headline(machine))}</p>",
+            f"<p><code>{html.escape(machine['command'])}</code></p>",
+            "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in summary) + "</ul>",
+            *(f"<img src='data:image/png;base64,{image}'>" for image in images),
+            "<table><tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in COLUMNS) + "</tr>"]  # fmt: skip
+    page += ["<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in cells]
+    (folder / "index.html").write_text("\n".join([*page, "</table>"]) + "\n")
+
+
+def main(measured: Path, out: Path = DOCS) -> None:
+    """Writes the report of a pytest-benchmark JSON."""
+    mpl.use("Agg")
+    data = json.loads(measured.read_text())
+    machine = data["machine_info"]["fastcnn"]
+    rows = [b["extra_info"] for b in data["benchmarks"] if b["extra_info"].get("ratio")]
+    name = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['capability']}".lower()).strip("-")
+    write(rows, machine, out / name)
+    print(f"wrote {out / name}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
