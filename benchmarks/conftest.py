@@ -8,6 +8,8 @@ import pytest
 import report
 import torch
 
+MACHINE = pytest.StashKey[dict[str, Any]]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastcnn")
@@ -40,11 +42,11 @@ def compiled(request: pytest.FixtureRequest) -> bool:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     threads = [int(v) for v in str(config.getoption("--threads")).split(",")]
-    machine_info["fastcnn"] = report.describe_machine(threads)
+    machine_info["fastcnn"] = config.stash[MACHINE] = report.describe_machine(threads)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     session = getattr(config, "_benchmarksession", None)
     rows = [b.extra_info for b in session.benchmarks if b.extra_info.get("ratio")] if session else []
     if rows:
-        report.print_table(rows, session.machine_info["fastcnn"])
+        report.print_table(rows, config.stash[MACHINE])

@@ -1,4 +1,4 @@
-"""Every distinct layer of the networks, forward and backward: checked, then timed in turn with torch's, both layouts."""
+"""Every distinct layer of the networks, forward and backward: checked, timed in turn with torch's in both layouts."""
 
 from __future__ import annotations
 
