@@ -15,8 +15,9 @@ namespace {
 // What a block of tiles holds beside the weights that pass by, in a second-level cache of 1 MB (EPYC 9004).
 constexpr int64_t kBlockBytes = 400 * 1024;
 constexpr int64_t kMinTiles = 8, kMaxTiles = 96;  // in a block: fewer stream the weights too often
-constexpr int64_t kGradBlockBytes = 960 * 1024;   // likewise for a weight gradient, of all threads together
-constexpr int64_t kMinGradTiles = 32;
+// Tiles in a block of a weight gradient, whose transforms all threads share: few stay in the second-level caches, but
+// where the sums that each block adds to do not, more tiles a block pass over them less often.
+constexpr int64_t kGradTiles = 32, kManySumsTiles = 96, kManySumsBytes = 6 * 1024 * 1024;
 constexpr int64_t kDepthPart = 64;  // depth of the weights that are packed and transformed at a time
 constexpr int64_t kPad = 16;        // elements between planes, whose distance would else be a power of two and alias
 // Transformed weights of more bytes are made and used one group of lanes after the other, with up to kInputBytes of
@@ -229,8 +230,8 @@ class WinogradGradWeightRun {
   void run() {
     const int64_t tiles_h = ceil_div(g_.out_h, size_.outputs()), tiles_w = ceil_div(g_.out_w, size_.outputs());
     const int64_t tiles = g_.batch * tiles_h * tiles_w, planes = size_.planes();
-    const int64_t tile_bytes = planes * (input_stride_ + grad_stride_) * static_cast<int64_t>(sizeof(T));
-    const int64_t most = std::clamp(kGradBlockBytes / tile_bytes, kMinGradTiles, kMaxTiles);
+    const int64_t sums_bytes = planes * sums_stride_ * static_cast<int64_t>(sizeof(T));
+    const int64_t most = sums_bytes > kManySumsBytes ? kManySumsTiles : kGradTiles;
     const int64_t blocks = ceil_div(tiles, most), in_block = ceil_div(tiles, blocks);
     const int64_t input_plane = in_block * input_stride_ + kPad, grad_plane = in_block * grad_stride_ + kPad;
     const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
