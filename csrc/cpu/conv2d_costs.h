@@ -12,53 +12,53 @@ constexpr double kConv2dCosts[2][3][6][5] = {
     {
         {  // forward
             {0, 0, 0, 0, 0},  // automatic
-            {0.008241, 0.01665, 0.05121, 0.1915, 0.1946},  // direct, median error 11 %
-            {0.004928, 0.01946, 0.2162, 0.5514, 0.2084},  // winograd_f4x3, median error 11 %
-            {0.006419, 0.01761, 0.1262, 0.337, 0.2418},  // winograd_f2x3, median error 10 %
-            {0.00665, 0.01569, 0.2349, 0.4059, 0.3924},  // winograd_f2x5, median error 11 %
-            {0.01913, 0.01739, 0.1373, 0.2704, 0.2135},  // aten, median error 16 %
+            {0.007855, 0.01673, 0.07277, 0.2234, 0.1377},  // direct, median error 10 %
+            {0.0005809, 0.01876, 0.2332, 0.6644, 0.2199},  // winograd_f4x3, median error 12 %
+            {0.008537, 0.01701, 0.09621, 0.4121, 0.2327},  // winograd_f2x3, median error 11 %
+            {0.02728, 0.01882, 0.1938, 0.374, 0.1297},  // winograd_f2x5, median error 11 %
+            {0.016, 0.0172, 0.1734, 0.2943, 0.205},  // aten, median error 13 %
         },
         {  // grad_input
             {0, 0, 0, 0, 0},  // automatic
-            {0.009333, 0.01696, 0.2469, 0, 0.3},  // direct, median error 10 %
-            {0.006084, 0.02214, 0.2198, 0.4577, 0.2341},  // winograd_f4x3, median error 11 %
-            {0.005114, 0.0171, 0.1481, 0.3854, 0.3251},  // winograd_f2x3, median error 12 %
-            {0.007098, 0.01704, 0.1849, 0.4381, 0.506},  // winograd_f2x5, median error 6 %
-            {0.02718, 0.0183, 0.2965, 0.009224, 0.2326},  // aten, median error 17 %
+            {0.01042, 0.01774, 0.2466, 0, 0.2001},  // direct, median error 11 %
+            {0.006758, 0.02467, 0, 0.4469, 0.2257},  // winograd_f4x3, median error 13 %
+            {0.005183, 0.02022, 0, 0.2965, 0.3019},  // winograd_f2x3, median error 14 %
+            {0.0233, 0.0113, 0.3432, 0.4814, 0.3595},  // winograd_f2x5, median error 9 %
+            {0.02203, 0.01864, 0.3292, 0, 0.1838},  // aten, median error 13 %
         },
         {  // grad_weight
             {0, 0, 0, 0, 0},  // automatic
-            {0.007687, 0.02046, 0.3152, 0.278, 0.1882},  // direct, median error 13 %
-            {0.004843, 0.0244, 0.3096, 0.2743, 0.4893},  // winograd_f4x3, median error 15 %
-            {0.01165, 0.01981, 0.186, 0.2465, 0.5643},  // winograd_f2x3, median error 12 %
-            {0, 0.01227, 0.3615, 0.3977, 0.9647},  // winograd_f2x5, median error 10 %
-            {0.02019, 0.02393, 0.1994, 0.05127, 0.07874},  // aten, median error 21 %
+            {0.01146, 0.02102, 0.09257, 0.3031, 0.1968},  // direct, median error 12 %
+            {0, 0.02529, 0.2172, 0.2595, 0.628},  // winograd_f4x3, median error 19 %
+            {0.0003008, 0.02172, 0.2025, 0.2188, 0.7911},  // winograd_f2x3, median error 15 %
+            {0.03427, 0.0197, 0.2316, 0.3487, 0.4919},  // winograd_f2x5, median error 11 %
+            {0.02529, 0.02297, 0.07665, 0, 0.0408},  // aten, median error 16 %
         },
     },
     {
         {  // forward
             {0, 0, 0, 0, 0},  // automatic
-            {0.01644, 0.01444, 0.04012, 0.1279, 0.176},  // direct, median error 7 %
-            {0.02151, 0.02103, 0.1054, 0.241, 0.1585},  // winograd_f4x3, median error 14 %
-            {0.01946, 0.01623, 0.1381, 0.1711, 0.2085},  // winograd_f2x3, median error 13 %
-            {0.01639, 0.01644, 0.1538, 0.1871, 0.3589},  // winograd_f2x5, median error 9 %
-            {0.03807, 0.01419, 0.09221, 0.4312, 0.2334},  // aten, median error 13 %
+            {0.01299, 0.01422, 0, 0.2255, 0.1359},  // direct, median error 6 %
+            {0.01323, 0.01899, 0.2011, 0.4772, 0.1335},  // winograd_f4x3, median error 15 %
+            {0.01001, 0.01487, 0.2687, 0.2681, 0.1864},  // winograd_f2x3, median error 12 %
+            {0.02569, 0.01669, 0.1803, 0.1093, 0.2241},  // winograd_f2x5, median error 5 %
+            {0.02142, 0.01432, 0.07927, 0.414, 0.1975},  // aten, median error 10 %
         },
         {  // grad_input
             {0, 0, 0, 0, 0},  // automatic
-            {0.01701, 0.01458, 0.1335, 0.05432, 0.1661},  // direct, median error 8 %
-            {0.02144, 0.02122, 0.1766, 0.1237, 0.1687},  // winograd_f4x3, median error 11 %
-            {0.01935, 0.01527, 0.1151, 0.1326, 0.2248},  // winograd_f2x3, median error 8 %
-            {0.01263, 0.01768, 0.2614, 0.03102, 0.5812},  // winograd_f2x5, median error 8 %
-            {0.04183, 0.01435, 0.288, 0.1404, 0.2406},  // aten, median error 14 %
+            {0.01141, 0.01487, 0.08944, 0.07969, 0.1409},  // direct, median error 8 %
+            {0.01877, 0.02215, 0.04556, 0.1482, 0.1448},  // winograd_f4x3, median error 11 %
+            {0.02148, 0.01696, 0, 0.123, 0.1536},  // winograd_f2x3, median error 8 %
+            {0.01722, 0.02034, 0.0802, 0.1662, 0.2767},  // winograd_f2x5, median error 7 %
+            {0.02765, 0.01455, 0.2702, 0.255, 0.2118},  // aten, median error 10 %
         },
         {  // grad_weight
             {0, 0, 0, 0, 0},  // automatic
-            {0.01591, 0.01483, 0.1811, 0.2658, 0.1383},  // direct, median error 8 %
-            {0.005994, 0.02298, 0.2821, 0.1109, 0.2834},  // winograd_f4x3, median error 18 %
-            {0.01151, 0.01794, 0.1252, 0.1486, 0.3112},  // winograd_f2x3, median error 11 %
-            {0.01837, 0.01739, 0.1811, 0.1329, 0.5898},  // winograd_f2x5, median error 16 %
-            {0.04156, 0.01793, 0.09928, 0.197, 0.1161},  // aten, median error 18 %
+            {0.009903, 0.01507, 0, 0.1719, 0.1347},  // direct, median error 8 %
+            {0, 0.02749, 0.1276, 0.01218, 0.2736},  // winograd_f4x3, median error 16 %
+            {0.009776, 0.01892, 0.1181, 0.1674, 0.2227},  // winograd_f2x3, median error 8 %
+            {0.01445, 0.01902, 0.1171, 0.1873, 0.3439},  // winograd_f2x5, median error 5 %
+            {0.03014, 0.01717, 0.005849, 0.2735, 0.1295},  // aten, median error 11 %
         },
     },
 };
