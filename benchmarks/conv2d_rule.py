@@ -93,22 +93,27 @@ def choice(pass_: int, shape: Shape) -> str:
 
 
 def layers_to_fit() -> list[Shape]:
-    """The seven networks' convolutions, and as many drawn at random from what networks are made of."""
+    """The convolutions of the benchmarks' networks, and others drawn at random from what networks are made of."""
     shapes: set[Shape] = set()
     for layer in distinct_layers():
         if layer.weight is not None:
             keywords = layer.ours.keywords  # type: ignore[attr-defined]
             k, _, kh, kw = layer.weight
             stride, padding = keywords["stride"][0], keywords["padding"][0]
-            for n in (1, 8, 32):
+            for n in (1, 16):
                 shapes.add((n, layer.channels, layer.height, layer.width, k, kh, kw, stride, padding, 1))
     drawn = random.Random(0)
-    while len(shapes) < 420:
+    for _ in range(300):
         kernel = drawn.choice([1, 1, 3, 3, 3, 5, 7])
         c, k = (drawn.choice([3, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512]) for _ in range(2))
         side = drawn.choice([3, 4, 6, 7, 8, 12, 14, 16, 24, 28, 32, 56])
-        stride = drawn.choice([1, 1, 1, 2])
-        shapes.add((drawn.choice([1, 2, 8, 32]), c, side, side, k, kernel, kernel, stride, kernel // 2, 1))
+        stride, n = drawn.choice([1, 1, 1, 2]), drawn.choice([1, 2, 8, 32])
+        shapes.add((n, c, side, side, k, kernel, kernel, stride, kernel // 2, 1))
+    for _ in range(40):  # grouped layers, and those that are matrix products in disguise
+        c, groups, stride = drawn.choice([128, 256, 512]), drawn.choice([2, 8, 32]), drawn.choice([1, 2])
+        side, n = drawn.choice([7, 14, 28]), drawn.choice([1, 8])
+        shapes.add((n, c, side, side, c, 3, 3, stride, 1, groups))
+        shapes.add((n, drawn.choice([512, 1024, 2048, 4096]), 1, 1, drawn.choice([512, 1000, 4096]), 1, 1, 1, 0, 1))
     return sorted(s for s in shapes if 1e6 <= flop(s) <= LARGEST)
 
 

@@ -10,6 +10,8 @@
 namespace fastcnn::cpu {
 namespace {
 
+constexpr double kColdWeights = 8e6;  // elements: glibc maps buffers of 32 MB and more anew for each call
+constexpr double kColdCost = 6;
 constexpr int64_t kInvariantBatch = 8;  // the batch that stands for all where the choice may not depend on it
 // Torch's own convolution has to be this much faster by the estimate, which is not that exact.
 constexpr double kAtenMargin = 0.95;
@@ -68,7 +70,7 @@ Conv2dCounts conv2d_counts(Conv2dPass pass, Conv2dAlgorithm algorithm, const Con
         images * static_cast<double>(ceil_div(rows, size->outputs()) * ceil_div(cols, size->outputs()));
     const double planes = groups * static_cast<double>(size->planes());
     const double padded_depth = padded(pass == Conv2dPass::forward ? g.group_in() : g.group_out());
-    return {1, kMillion * planes * tiles * depth * lanes, kMillion * planes * tiles * padded_depth,
+    return {groups, kMillion * planes * tiles * depth * lanes, kMillion * planes * tiles * padded_depth,
             kMillion * planes * tiles * lanes, kMillion * planes * depth * lanes};
   }
   const double taps = static_cast<double>(g.kernel_h * g.kernel_w);
@@ -80,7 +82,12 @@ Conv2dCounts conv2d_counts(Conv2dPass pass, Conv2dAlgorithm algorithm, const Con
     weights = std::min(depth * static_cast<double>(g.kernel_h) * padded(g.kernel_w * g.group_in()),
                        padded(g.group_out()) * taps * static_cast<double>(g.group_in()));
   const double products = groups * images * static_cast<double>(g.out_h * g.out_w) * weights;
-  return {1, kMillion * products, kMillion * input, kMillion * output, kMillion * groups * weights};
+  const bool ours = algorithm != Conv2dAlgorithm::aten;
+  // A strided layer's input gradient is a problem of its own for each residue of the position modulo the stride.
+  const double problems = ours ? groups * static_cast<double>(by_input ? g.stride_h * g.stride_w : 1) : 1;
+  // A large packed copy comes in cold pages each time.
+  const double cold = ours && pass != Conv2dPass::grad_weight && weights > kColdWeights ? kColdCost : 1;
+  return {problems, kMillion * products, kMillion * input, kMillion * output, kMillion * groups * weights * cold};
 }
 
 Conv2dAlgorithm choose_conv2d(Conv2dPass pass, const Conv2dGeometry& g, bool is_float32) {

@@ -11,8 +11,8 @@ namespace fastcnn::cpu {
 enum class Conv2dPass : int8_t { forward, grad_input, grad_weight };
 constexpr int kConv2dPasses = 3;
 
-// 1, and millions of: multiplications and additions, elements of the transformed or copied input, of the output's
-// transform, of the weights' transform.
+// Problems solved one after the other, and millions of: multiplications and additions, elements of the transformed or
+// copied input, of the output's transform, of the weights' transform.
 using Conv2dCounts = std::array<double, 5>;
 
 // Whether an algorithm computes this pass of a geometry at all. Depthwise layers have kernels of their own.

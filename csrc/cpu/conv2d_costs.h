@@ -12,53 +12,53 @@ constexpr double kConv2dCosts[2][3][6][5] = {
     {
         {  // forward
             {0, 0, 0, 0, 0},  // automatic
-            {0.007855, 0.01673, 0.07277, 0.2234, 0.1377},  // direct, median error 10 %
-            {0.0005809, 0.01876, 0.2332, 0.6644, 0.2199},  // winograd_f4x3, median error 12 %
-            {0.008537, 0.01701, 0.09621, 0.4121, 0.2327},  // winograd_f2x3, median error 11 %
-            {0.02728, 0.01882, 0.1938, 0.374, 0.1297},  // winograd_f2x5, median error 11 %
-            {0.016, 0.0172, 0.1734, 0.2943, 0.205},  // aten, median error 13 %
+            {0.007456, 0.01691, 0.03533, 0.2824, 0.1839},  // direct, median error 9 %
+            {0.007378, 0.01972, 0.198, 0.5996, 0.185},  // winograd_f4x3, median error 11 %
+            {0.006639, 0.01542, 0.1368, 0.5718, 0.246},  // winograd_f2x3, median error 10 %
+            {0.01546, 0.02288, 0.7515, 0.05995, 0.2657},  // winograd_f2x5, median error 9 %
+            {0.01695, 0.01705, 0.1712, 0.5291, 0.2559},  // aten, median error 11 %
         },
         {  // grad_input
             {0, 0, 0, 0, 0},  // automatic
-            {0.01042, 0.01774, 0.2466, 0, 0.2001},  // direct, median error 11 %
-            {0.006758, 0.02467, 0, 0.4469, 0.2257},  // winograd_f4x3, median error 13 %
-            {0.005183, 0.02022, 0, 0.2965, 0.3019},  // winograd_f2x3, median error 14 %
-            {0.0233, 0.0113, 0.3432, 0.4814, 0.3595},  // winograd_f2x5, median error 9 %
-            {0.02203, 0.01864, 0.3292, 0, 0.1838},  // aten, median error 13 %
+            {0.004953, 0.01705, 0.2493, 0.1444, 0.3081},  // direct, median error 8 %
+            {0.008077, 0.02537, 0.02883, 0.4234, 0.1888},  // winograd_f4x3, median error 11 %
+            {0.004139, 0.02085, 0, 0.3122, 0.2634},  // winograd_f2x3, median error 8 %
+            {0.01874, 0.02007, 0.1716, 0.4475, 0.4064},  // winograd_f2x5, median error 8 %
+            {0.02964, 0.01829, 0.3705, 0.04991, 0.2133},  // aten, median error 10 %
         },
         {  // grad_weight
             {0, 0, 0, 0, 0},  // automatic
-            {0.01146, 0.02102, 0.09257, 0.3031, 0.1968},  // direct, median error 12 %
-            {0, 0.02529, 0.2172, 0.2595, 0.628},  // winograd_f4x3, median error 19 %
-            {0.0003008, 0.02172, 0.2025, 0.2188, 0.7911},  // winograd_f2x3, median error 15 %
-            {0.03427, 0.0197, 0.2316, 0.3487, 0.4919},  // winograd_f2x5, median error 11 %
-            {0.02529, 0.02297, 0.07665, 0, 0.0408},  // aten, median error 16 %
+            {0.009747, 0.02195, 0.09871, 0.3708, 0.1866},  // direct, median error 10 %
+            {0, 0.0293, 0.3302, 0.223, 0.4719},  // winograd_f4x3, median error 15 %
+            {0.00458, 0.02305, 0.2891, 0.1846, 0.5809},  // winograd_f2x3, median error 13 %
+            {0.02021, 0.02934, 0, 0.7766, 0.5585},  // winograd_f2x5, median error 7 %
+            {0.03335, 0.02343, 0.07928, 0.003397, 0.01198},  // aten, median error 13 %
         },
     },
     {
         {  // forward
             {0, 0, 0, 0, 0},  // automatic
-            {0.01299, 0.01422, 0, 0.2255, 0.1359},  // direct, median error 6 %
-            {0.01323, 0.01899, 0.2011, 0.4772, 0.1335},  // winograd_f4x3, median error 15 %
-            {0.01001, 0.01487, 0.2687, 0.2681, 0.1864},  // winograd_f2x3, median error 12 %
-            {0.02569, 0.01669, 0.1803, 0.1093, 0.2241},  // winograd_f2x5, median error 5 %
-            {0.02142, 0.01432, 0.07927, 0.414, 0.1975},  // aten, median error 10 %
+            {0.008345, 0.01537, 0.02181, 0.1442, 0.2338},  // direct, median error 10 %
+            {0.005067, 0.02167, 0.1561, 0.4022, 0.1864},  // winograd_f4x3, median error 12 %
+            {0.006458, 0.01624, 0.1141, 0.2696, 0.2412},  // winograd_f2x3, median error 12 %
+            {0.02033, 0.01829, 0.1388, 0.235, 0.3777},  // winograd_f2x5, median error 10 %
+            {0.03254, 0.01612, 0.07235, 0.2612, 0.1325},  // aten, median error 13 %
         },
         {  // grad_input
             {0, 0, 0, 0, 0},  // automatic
-            {0.01141, 0.01487, 0.08944, 0.07969, 0.1409},  // direct, median error 8 %
-            {0.01877, 0.02215, 0.04556, 0.1482, 0.1448},  // winograd_f4x3, median error 11 %
-            {0.02148, 0.01696, 0, 0.123, 0.1536},  // winograd_f2x3, median error 8 %
-            {0.01722, 0.02034, 0.0802, 0.1662, 0.2767},  // winograd_f2x5, median error 7 %
-            {0.02765, 0.01455, 0.2702, 0.255, 0.2118},  // aten, median error 10 %
+            {0.003152, 0.01549, 0.2442, 0.06838, 0.2548},  // direct, median error 11 %
+            {0.004983, 0.02061, 0.3014, 0.2973, 0.1994},  // winograd_f4x3, median error 13 %
+            {0.01042, 0.01623, 0.1352, 0.2025, 0.2301},  // winograd_f2x3, median error 9 %
+            {0.02233, 0.0187, 0.1314, 0.1839, 0.3925},  // winograd_f2x5, median error 11 %
+            {0.03713, 0.01588, 0.3774, 0.0946, 0.119},  // aten, median error 13 %
         },
         {  // grad_weight
             {0, 0, 0, 0, 0},  // automatic
-            {0.009903, 0.01507, 0, 0.1719, 0.1347},  // direct, median error 8 %
-            {0, 0.02749, 0.1276, 0.01218, 0.2736},  // winograd_f4x3, median error 16 %
-            {0.009776, 0.01892, 0.1181, 0.1674, 0.2227},  // winograd_f2x3, median error 8 %
-            {0.01445, 0.01902, 0.1171, 0.1873, 0.3439},  // winograd_f2x5, median error 5 %
-            {0.03014, 0.01717, 0.005849, 0.2735, 0.1295},  // aten, median error 11 %
+            {0.00762, 0.01593, 0.02935, 0.3353, 0.1852},  // direct, median error 11 %
+            {0.001589, 0.023, 0.288, 0.3201, 0.3025},  // winograd_f4x3, median error 16 %
+            {0.003058, 0.01715, 0.2654, 0.2511, 0.3382},  // winograd_f2x3, median error 11 %
+            {0.023, 0.01986, 0.1999, 0.2587, 0.3296},  // winograd_f2x5, median error 10 %
+            {0.03234, 0.01848, 0.2022, 0.2051, 0.161},  // aten, median error 17 %
         },
     },
 };
