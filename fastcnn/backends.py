@@ -63,6 +63,25 @@ class winograd(_Switch):  # noqa: N801
         super().__init__(bool(enabled))
 
 
+class autotune(_Switch):  # noqa: N801
+    """Sets whether a convolution's algorithms are measured at the first use of a shape (default False: a rule chooses).
+
+    As torch.backends.cudnn.benchmark. What was fastest is kept for the process, for each shape, pass and number of
+    threads, and in the file that the environment variable FASTCNN_AUTOTUNE_CACHE names, if it does, for later ones on
+    such a CPU. Two runs may choose differently, and so differ in rounding; torch.use_deterministic_algorithms(True)
+    turns it off, and so do batch_invariant and conv2d_algorithm. The switch belongs to the calling thread.
+
+    Args:
+        enabled: whether convolutions are measured.
+    """
+
+    _name = b"autotune"
+
+    def __init__(self, enabled: bool) -> None:
+        """Sets the switch; see the class."""
+        super().__init__(bool(enabled))
+
+
 class batch_invariant(_Switch):  # noqa: N801
     """Sets whether an image's result may depend on the batch that it comes in (default False: it may, in rounding).
 

@@ -25,6 +25,7 @@ namespace fastcnn::backends {
 #define FASTCNN_SWITCHES(S)                                                                                          \
   S(fallback, bool, true)         /* may ATen's own op run where it is faster, or no kernel of ours covers a case */ \
   S(winograd, bool, true)         /* may convolutions use Winograd's algorithm */                                    \
+  S(autotune, bool, false)        /* may convolutions be measured at first use */                                    \
   S(batch_invariant, bool, false) /* must an image's result not depend on the batch that it comes in */              \
   S(conv2d_algorithm, fastcnn::Conv2dAlgorithm, fastcnn::Conv2dAlgorithm::automatic) /* forced where it applies */
 

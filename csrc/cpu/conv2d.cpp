@@ -8,6 +8,7 @@
 #include "../checks/checks.h"
 #include "../common/backends.h"
 #include "../fallback.h"
+#include "conv2d_autotune.h"
 #include "conv2d_choice.h"
 #include "dtypes.h"
 
@@ -154,6 +155,14 @@ at::Tensor grad_weight(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const
   return result;
 }
 
+// The algorithm for a pass that `run` computes: by the rule, or by measuring where that is switched on.
+template <typename Run>
+Conv2dAlgorithm algorithm_for(Conv2dPass pass, const Conv2dGeometry& g, at::ScalarType dtype, const Run& run) {
+  const bool is_float32 = dtype == at::kFloat;
+  if (!conv2d_autotunes(g, is_float32)) return choose_conv2d(pass, g, is_float32);
+  return conv2d_autotuned(pass, g, [&](Conv2dAlgorithm algorithm) { run(algorithm); });
+}
+
 at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                       std::optional<std::string_view> activation) {
@@ -162,29 +171,35 @@ at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight, const s
   const auto dtype = input.scalar_type();
   if (!is_covered(dtype)) return fallback::conv2d(input, weight, bias, stride, padding, dilation, groups, activation);
   const auto format = input.suggest_memory_format() == kNhwc ? kNhwc : weight.suggest_memory_format();
-  const Conv2dAlgorithm algorithm = choose_conv2d(Conv2dPass::forward, g, dtype == at::kFloat);
-  at::Tensor output;
-  if (algorithm == Conv2dAlgorithm::aten) {
-    output = fallback::conv2d(input, weight, bias, stride, padding, dilation, groups, activation);
-  } else if (dtype == at::kDouble) {
-    output = forward<double>(g, algorithm, input, weight, bias, relu);
-  } else {
-    output = forward<float>(g, algorithm, to_compute(input), to_compute(weight), to_compute(bias), relu).to(dtype);
-  }
-  return output.contiguous(format);
+  const auto compute = [&](Conv2dAlgorithm algorithm) -> at::Tensor {
+    if (algorithm == Conv2dAlgorithm::aten)
+      return fallback::conv2d(input, weight, bias, stride, padding, dilation, groups, activation);
+    if (dtype == at::kDouble) return forward<double>(g, algorithm, input, weight, bias, relu);
+    return forward<float>(g, algorithm, to_compute(input), to_compute(weight), to_compute(bias), relu).to(dtype);
+  };
+  return compute(algorithm_for(Conv2dPass::forward, g, dtype, compute)).contiguous(format);
 }
 
-// The algorithms of (grad_input, grad_weight).
-using BackwardAlgorithms = std::array<Conv2dAlgorithm, 2>;
-
 template <typename T>
-std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const Conv2dGeometry& g, const BackwardAlgorithms& algorithms,
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const Conv2dGeometry& g, at::ScalarType dtype,
                                                         const at::Tensor& grad_output, const at::Tensor& input,
                                                         const at::Tensor& weight, const at::Tensor& activated,
                                                         std::array<bool, 3> mask) {
   const auto [grad, sums] = conv2d_grad_output<T>(grad_output, activated, mask[2]);
-  return {mask[0] ? grad_input<T>(g, algorithms[0], grad, weight) : at::Tensor(),
-          mask[1] ? grad_weight<T>(g, algorithms[1], grad, input) : at::Tensor(), sums};
+  const auto by_aten = [&, grad = grad](std::array<bool, 3> wanted) {
+    return fallback::conv2d_backward(grad, input, weight, {g.stride_h, g.stride_w}, {g.pad_h, g.pad_w},
+                                     {g.dilation_h, g.dilation_w}, g.groups, wanted, std::nullopt);
+  };
+  const auto by_input = [&, grad = grad](Conv2dAlgorithm algorithm) {
+    return algorithm == Conv2dAlgorithm::aten ? std::get<0>(by_aten({true, false, false}))
+                                              : grad_input<T>(g, algorithm, grad, weight);
+  };
+  const auto by_weight = [&, grad = grad](Conv2dAlgorithm algorithm) {
+    return algorithm == Conv2dAlgorithm::aten ? std::get<1>(by_aten({false, true, false}))
+                                              : grad_weight<T>(g, algorithm, grad, input);
+  };
+  return {mask[0] ? by_input(algorithm_for(Conv2dPass::grad_input, g, dtype, by_input)) : at::Tensor(),
+          mask[1] ? by_weight(algorithm_for(Conv2dPass::grad_weight, g, dtype, by_weight)) : at::Tensor(), sums};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(const at::Tensor& grad_output,
@@ -199,25 +214,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(const at::Ten
   if (!is_covered(dtype))
     return fallback::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups, output_mask,
                                      activated);
-  const BackwardAlgorithms algorithms{choose_conv2d(Conv2dPass::grad_input, g, dtype == at::kFloat),
-                                      choose_conv2d(Conv2dPass::grad_weight, g, dtype == at::kFloat)};
-  // Torch's own gradients where the choice falls on them, ours for the rest.
-  std::array<bool, 3> theirs{}, ours = output_mask;
-  for (size_t i = 0; i < algorithms.size(); ++i) {
-    theirs[i] = output_mask[i] && algorithms[i] == Conv2dAlgorithm::aten;
-    ours[i] = output_mask[i] && !theirs[i];
-  }
   auto [by_input, by_weight, by_bias] =
       dtype == at::kDouble
-          ? backward<double>(g, algorithms, grad_output, input, weight, activated.value_or(at::Tensor()), ours)
-          : backward<float>(g, algorithms, to_compute(grad_output), to_compute(input), to_compute(weight),
-                            to_compute(activated).value_or(at::Tensor()), ours);
-  if (theirs[0] || theirs[1]) {
-    const auto [aten_input, aten_weight, no_bias] =
-        fallback::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups, theirs, activated);
-    if (theirs[0]) by_input = aten_input;
-    if (theirs[1]) by_weight = aten_weight;
-  }
+          ? backward<double>(g, dtype, grad_output, input, weight, activated.value_or(at::Tensor()), output_mask)
+          : backward<float>(g, dtype, to_compute(grad_output), to_compute(input), to_compute(weight),
+                            to_compute(activated).value_or(at::Tensor()), output_mask);
   // The gradients take the formats that torch's take: channels_last where input or weight is.
   const bool nhwc = input.suggest_memory_format() == kNhwc || weight.suggest_memory_format() == kNhwc;
   const auto format = nhwc ? kNhwc : at::MemoryFormat::Contiguous;

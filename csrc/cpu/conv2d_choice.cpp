@@ -90,6 +90,17 @@ Conv2dCounts conv2d_counts(Conv2dPass pass, Conv2dAlgorithm algorithm, const Con
   return {problems, kMillion * products, kMillion * input, kMillion * output, kMillion * groups * weights * cold};
 }
 
+std::vector<Conv2dAlgorithm> conv2d_candidates(Conv2dPass pass, const Conv2dGeometry& g) {
+  const backends::Switches& switches = backends::current();
+  std::vector<Conv2dAlgorithm> candidates;
+  for (const Conv2dAlgorithm algorithm : kChoices) {
+    if (!conv2d_applies(pass, algorithm, g) || (winograd_size(algorithm) && !switches.winograd)) continue;
+    if (algorithm == Conv2dAlgorithm::aten && (!switches.fallback || switches.batch_invariant)) continue;
+    candidates.push_back(algorithm);
+  }
+  return candidates;
+}
+
 Conv2dAlgorithm choose_conv2d(Conv2dPass pass, const Conv2dGeometry& g, bool is_float32) {
   const backends::Switches& switches = backends::current();
   if (switches.conv2d_algorithm != Conv2dAlgorithm::automatic)
@@ -99,11 +110,8 @@ Conv2dAlgorithm choose_conv2d(Conv2dPass pass, const Conv2dGeometry& g, bool is_
   if (switches.batch_invariant) layer.batch = kInvariantBatch;
   Conv2dAlgorithm best = Conv2dAlgorithm::direct;
   double least = std::numeric_limits<double>::max();
-  for (const Conv2dAlgorithm algorithm : kChoices) {
-    const bool aten = algorithm == Conv2dAlgorithm::aten;
-    if (!conv2d_applies(pass, algorithm, g) || (winograd_size(algorithm) && !switches.winograd)) continue;
-    if (aten && (!switches.fallback || switches.batch_invariant)) continue;
-    const double time = estimate(pass, algorithm, layer) / (aten ? kAtenMargin : 1);
+  for (const Conv2dAlgorithm algorithm : conv2d_candidates(pass, g)) {
+    const double time = estimate(pass, algorithm, layer) / (algorithm == Conv2dAlgorithm::aten ? kAtenMargin : 1);
     if (time < least) least = time, best = algorithm;
   }
   return best;

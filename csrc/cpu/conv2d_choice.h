@@ -2,6 +2,7 @@
 // estimate is linear in a few counts; its coefficients are fitted by benchmarks/conv2d_rule.py.
 #pragma once
 #include <array>
+#include <vector>
 
 #include "../common/backends.h"
 #include "../common/geometry.h"
@@ -19,6 +20,8 @@ using Conv2dCounts = std::array<double, 5>;
 bool conv2d_applies(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeometry& g);
 
 Conv2dCounts conv2d_counts(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeometry& g);
+// The algorithms that apply and that the switches allow, in a fixed order.
+std::vector<Conv2dAlgorithm> conv2d_candidates(Conv2dPass pass, const Conv2dGeometry& g);
 Conv2dAlgorithm choose_conv2d(Conv2dPass pass, const Conv2dGeometry& g, bool is_float32);
 
 }  // namespace fastcnn::cpu
