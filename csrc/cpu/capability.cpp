@@ -21,7 +21,7 @@ int detect_level() {
 }
 
 // The level the environment asks for; what it does not name sets no cap (the Python package refuses it on import).
-int cap_level() {
+[[maybe_unused]] int cap_level() {
   const char* asked = std::getenv("FASTCNN_CPU_CAPABILITY");
   if (asked != nullptr)
     for (int level = 0; level < 4; ++level)
