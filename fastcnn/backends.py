@@ -28,11 +28,19 @@ class _Switch:
         _library.load().fastcnn_set_switch(self._name, self._previous)
 
 
-class fallback(_Switch):  # noqa: N801 - reads as a function, and works as a context manager
-    """Sets whether torch's own op may run where no kernel of fastcnn covers the case (default True).
+class _Flag(_Switch):
+    """A switch that is on or off."""
+
+    def __init__(self, enabled: bool) -> None:
+        """Sets the switch; see the class."""
+        super().__init__(bool(enabled))
+
+
+class fallback(_Flag):  # noqa: N801 - reads as a function, and works as a context manager
+    """Sets whether torch's own op may run where it is faster or no kernel of fastcnn covers the case (default True).
 
     ``fastcnn.backends.fallback(False)`` sets it from here on; ``with fastcnn.backends.fallback(False):`` for a block.
-    With it off such a call raises NotImplementedError. The switch belongs to the calling thread.
+    With it off a case that is not covered raises NotImplementedError. The switch belongs to the calling thread.
 
     Args:
         enabled: whether torch's own op may run.
@@ -40,12 +48,8 @@ class fallback(_Switch):  # noqa: N801 - reads as a function, and works as a con
 
     _name = b"fallback"
 
-    def __init__(self, enabled: bool) -> None:
-        """Sets the switch; see the class."""
-        super().__init__(bool(enabled))
 
-
-class winograd(_Switch):  # noqa: N801
+class winograd(_Flag):  # noqa: N801
     """Sets whether convolutions may use Winograd's algorithm (default True).
 
     Its sums are exact to about 3 times the direct kernels' rounding error, and one infinity or NaN in the input reaches
@@ -58,12 +62,8 @@ class winograd(_Switch):  # noqa: N801
 
     _name = b"winograd"
 
-    def __init__(self, enabled: bool) -> None:
-        """Sets the switch; see the class."""
-        super().__init__(bool(enabled))
 
-
-class autotune(_Switch):  # noqa: N801
+class autotune(_Flag):  # noqa: N801
     """Sets whether a convolution's algorithms are measured at the first use of a shape (default False: a rule chooses).
 
     As torch.backends.cudnn.benchmark. What was fastest is kept for the process, for each shape, pass and number of
@@ -77,12 +77,8 @@ class autotune(_Switch):  # noqa: N801
 
     _name = b"autotune"
 
-    def __init__(self, enabled: bool) -> None:
-        """Sets the switch; see the class."""
-        super().__init__(bool(enabled))
 
-
-class batch_invariant(_Switch):  # noqa: N801
+class batch_invariant(_Flag):  # noqa: N801
     """Sets whether an image's result may depend on the batch that it comes in (default False: it may, in rounding).
 
     On, a convolution's algorithm is chosen by the layer alone, whatever the batch, and torch's own is never chosen.
@@ -93,10 +89,6 @@ class batch_invariant(_Switch):  # noqa: N801
     """
 
     _name = b"batch_invariant"
-
-    def __init__(self, enabled: bool) -> None:
-        """Sets the switch; see the class."""
-        super().__init__(bool(enabled))
 
 
 class conv2d_algorithm(_Switch):  # noqa: N801
@@ -120,5 +112,5 @@ class conv2d_algorithm(_Switch):  # noqa: N801
 
 
 def fallback_enabled() -> bool:
-    """Whether torch's own op may run where no kernel of fastcnn covers the case, in this thread."""
+    """Whether torch's own op may run where it is faster or no kernel of fastcnn covers the case, in this thread."""
     return bool(_library.load().fastcnn_get_switch(b"fallback"))

@@ -63,14 +63,14 @@ Conv2dCounts conv2d_counts(Conv2dPass pass, Conv2dAlgorithm algorithm, const Con
   const int64_t width = kernels().f32.width;
   const auto padded = [&](int64_t n) { return static_cast<double>(ceil_div(n, width) * width); };
   const double lanes = padded(pass == Conv2dPass::forward ? g.group_out() : g.group_in());
-  const double depth = static_cast<double>(pass == Conv2dPass::forward ? g.group_in() : g.group_out());
+  const int64_t reduced = pass == Conv2dPass::forward ? g.group_in() : g.group_out();
+  const double depth = static_cast<double>(reduced);
   if (const auto size = winograd_size(algorithm)) {
     const int64_t rows = by_input ? g.in_h : g.out_h, cols = by_input ? g.in_w : g.out_w;
     const double tiles =
         images * static_cast<double>(ceil_div(rows, size->outputs()) * ceil_div(cols, size->outputs()));
     const double planes = groups * static_cast<double>(size->planes());
-    const double padded_depth = padded(pass == Conv2dPass::forward ? g.group_in() : g.group_out());
-    return {groups, kMillion * planes * tiles * depth * lanes, kMillion * planes * tiles * padded_depth,
+    return {groups, kMillion * planes * tiles * depth * lanes, kMillion * planes * tiles * padded(reduced),
             kMillion * planes * tiles * lanes, kMillion * planes * depth * lanes};
   }
   const double taps = static_cast<double>(g.kernel_h * g.kernel_w);

@@ -10,7 +10,6 @@
 namespace fastcnn::cpu {
 
 enum class Conv2dPass : int8_t { forward, grad_input, grad_weight };
-constexpr int kConv2dPasses = 3;
 
 // Problems solved one after the other, and millions of: multiplications and additions, elements of the transformed or
 // copied input, of the output's transform, of the weights' transform.

@@ -32,6 +32,12 @@ struct Planes {
   int64_t plane_stride, row_stride;
 };
 
+// Elements of a row of channels in a plane: whole registers, and the padding.
+template <typename T>
+int64_t row_elements(const KernelSet<T>& kernel, int64_t channels) {
+  return ceil_div(channels, kernel.width) * kernel.width + kPad;
+}
+
 template <typename T>
 class WinogradRun {
  public:
@@ -63,7 +69,8 @@ class WinogradRun {
   void run_by_tiles() {
     const at::Tensor weights = at::empty({size_.planes() * weight_stride(0, blocks_.count)}, options_);
     transform_weights(0, blocks_.count, weights.mutable_data_ptr<T>());
-    const int64_t threads = at::get_num_threads(), row_stride = padded(std::max(p_.image.depth, p_.lanes));
+    const int64_t threads = at::get_num_threads(),
+                  row_stride = row_elements(kernel_, std::max(p_.image.depth, p_.lanes));
     const int64_t tile_bytes = size_.planes() * row_stride * static_cast<int64_t>(sizeof(T));
     int64_t count = ceil_div(tiles_, std::clamp(kBlockBytes / tile_bytes, kMinTiles, kMaxTiles));
     // Every thread gets as many blocks; where tiles are few, the threads share a block's lanes instead.
@@ -96,7 +103,8 @@ class WinogradRun {
   // The input is transformed first, as much as may be kept; then the weights of a group of lanes, and their products.
   void run_by_lanes() {
     const int64_t threads = at::get_num_threads(), in_group = std::min(threads, blocks_.count);
-    const int64_t input_row = padded(p_.image.depth), product_row = padded(kernel_.max_vectors * kernel_.width);
+    const int64_t input_row = row_elements(kernel_, p_.image.depth),
+                  product_row = row_elements(kernel_, kernel_.max_vectors * kernel_.width);
     const int64_t tile_bytes = size_.planes() * input_row * static_cast<int64_t>(sizeof(T));
     const int64_t kept = std::clamp<int64_t>(kInputBytes / tile_bytes, 1, tiles_);
     const int64_t in_block = ceil_div(kept, ceil_div(kept, kLaneGroupTiles));
@@ -133,7 +141,6 @@ class WinogradRun {
     }
   }
 
-  int64_t padded(int64_t depth) const { return ceil_div(depth, kernel_.width) * kernel_.width + kPad; }
   int64_t max_lanes(int64_t blocks) const { return blocks * kernel_.max_vectors * kernel_.width; }
   int64_t weight_stride(int64_t first_block, int64_t last_block) const {
     return (blocks_.first_lane(last_block) - blocks_.first_lane(first_block)) * p_.image.depth + kPad;
@@ -223,7 +230,7 @@ class WinogradGradWeightRun {
         grad_weight_(grad_weight),
         tile_(choose_grad_weight_tile(kernel_, 1, input.depth, grad_output.depth)),
         lanes_(input.depth, kernel_.width, tile_.vectors) {
-    input_stride_ = padded(input.depth), grad_stride_ = padded(grad_output.depth);
+    input_stride_ = row_elements(kernel_, input.depth), grad_stride_ = row_elements(kernel_, grad_output.depth);
     sums_stride_ = grad_output.depth * input_stride_ + kPad;
   }
 
@@ -282,8 +289,6 @@ class WinogradGradWeightRun {
   }
 
  private:
-  int64_t padded(int64_t depth) const { return ceil_div(depth, kernel_.width) * kernel_.width + kPad; }
-
   void multiply(int64_t block, int64_t tiles, const int64_t* offsets, const T* inputs, const T* grads, T* sums) const {
     const int64_t lane = lanes_.first_lane(block), lanes = lanes_.first_lane(block + 1) - lane;
     for (int64_t k = 0; k < grad_output_.depth; k += tile_.rows)
