@@ -8,6 +8,7 @@
 #include "cpu/capability.h"
 #include "cpu/conv2d_choice.h"
 #include "cpu/fma_peak.h"
+#include "cpu/memory.h"
 
 #define FASTCNN_API extern "C" __attribute__((visibility("default")))
 
@@ -65,6 +66,10 @@ FASTCNN_API int fastcnn_conv2d_choice(int pass, const fastcnn::Conv2dGeometry* g
   return static_cast<int>(
       fastcnn::cpu::choose_conv2d(static_cast<fastcnn::cpu::Conv2dPass>(pass), *g, /*is_float32=*/true));
 }
+
+// Bytes of freed blocks that are kept for later tensors, and giving them back to the system.
+FASTCNN_API int64_t fastcnn_cached_memory() { return fastcnn::cpu::cached_memory(); }
+FASTCNN_API void fastcnn_empty_cache() { fastcnn::cpu::empty_memory_cache(); }
 
 // float32 GFLOP/s of all threads together on registers alone, measured for some milliseconds.
 FASTCNN_API double fastcnn_fma_gflops() { return fastcnn::cpu::fma_gflops(); }

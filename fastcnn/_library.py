@@ -34,6 +34,8 @@ _SIGNATURES: list[tuple[str, Any, list[Any]]] = [
     ("fastcnn_conv2d_applies", ctypes.c_int, [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]),
     ("fastcnn_conv2d_counts", None, [ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]),
     ("fastcnn_conv2d_choice", ctypes.c_int, [ctypes.c_int, ctypes.c_void_p]),
+    ("fastcnn_cached_memory", ctypes.c_int64, []),
+    ("fastcnn_empty_cache", None, []),
     ("fastcnn_fma_gflops", ctypes.c_double, []),
     ("fastcnn_record_kernels", None, [ctypes.c_int]),
     ("fastcnn_recorded_kernels", ctypes.c_char_p, []),

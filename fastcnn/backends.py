@@ -91,6 +91,21 @@ class batch_invariant(_Flag):  # noqa: N801
     _name = b"batch_invariant"
 
 
+class memory_cache(_Flag):  # noqa: N801
+    """Sets whether large blocks of memory are kept when they are freed, for later results (default True).
+
+    A fresh block costs a page fault for each of its pages, which can take longer than the op that fills it. Blocks of
+    1 MB and more that ops make (results, gradients, scratch) are kept, and given back where they would raise the peak,
+    after 10 seconds unused, or by empty_cache(). Blocks that torch's own ops make stay with torch's allocator. The
+    switch belongs to the calling thread.
+
+    Args:
+        enabled: whether blocks made from here on are kept when they are freed.
+    """
+
+    _name = b"memory_cache"
+
+
 class conv2d_algorithm(_Switch):  # noqa: N801
     """Forces the algorithm of convolutions where it applies (default "automatic", the choice by the rule).
 
@@ -114,3 +129,13 @@ class conv2d_algorithm(_Switch):  # noqa: N801
 def fallback_enabled() -> bool:
     """Whether torch's own op may run where it is faster or no kernel of fastcnn covers the case, in this thread."""
     return bool(_library.load().fastcnn_get_switch(b"fallback"))
+
+
+def cached_memory() -> int:
+    """Bytes of freed blocks that are kept for later results, of all threads."""
+    return int(_library.load().fastcnn_cached_memory())
+
+
+def empty_cache() -> None:
+    """Gives the memory that is kept and not in use back to the system, as torch.cuda.empty_cache() does."""
+    _library.load().fastcnn_empty_cache()

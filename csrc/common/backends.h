@@ -27,6 +27,7 @@ namespace fastcnn::backends {
   S(winograd, bool, true)         /* may convolutions use Winograd's algorithm */                                    \
   S(autotune, bool, false)        /* may convolutions be measured at first use */                                    \
   S(batch_invariant, bool, false) /* must an image's result not depend on the batch that it comes in */              \
+  S(memory_cache, bool, true)     /* may large blocks of memory be kept when they are freed */                       \
   S(conv2d_algorithm, fastcnn::Conv2dAlgorithm, fastcnn::Conv2dAlgorithm::automatic) /* forced where it applies */
 
 struct Switches {

@@ -2,7 +2,6 @@
 // depend on the number of threads. One pass reduces, a second one applies, in reverse order: it finds its tiles in
 // cache.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -12,6 +11,7 @@
 #include "../fallback.h"
 #include "capability.h"
 #include "dtypes.h"
+#include "memory.h"
 #include "rows.h"
 
 namespace fastcnn::cpu {
@@ -70,7 +70,7 @@ class Tiles {
 Tensor as_rows(const Tensor& t, at::ScalarType dtype) {
   const Tensor rows = t.movedim(1, -1);
   if (rows.scalar_type() == dtype && rows.is_contiguous()) return rows;
-  return at::empty(rows.sizes(), t.options().dtype(dtype)).copy_(rows);
+  return empty(rows.sizes(), t.options().dtype(dtype)).copy_(rows);
 }
 Tensor as_rows(const OptionalTensor& t, at::ScalarType dtype) {
   return t.has_value() && t->defined() ? as_rows(*t, dtype) : Tensor();
@@ -83,10 +83,9 @@ struct RowsResult {
 
   RowsResult() = default;
   RowsResult(const Tensor& like, at::ScalarType dtype)
-      : result(at::empty(like.sizes(), like.options().memory_format(like.suggest_memory_format()))),
+      : result(empty(like.sizes(), like.options().memory_format(like.suggest_memory_format()))),
         rows(result.movedim(1, -1)) {
-    if (result.scalar_type() != dtype || !rows.is_contiguous())
-      rows = at::empty(rows.sizes(), like.options().dtype(dtype));
+    if (result.scalar_type() != dtype || !rows.is_contiguous()) rows = empty(rows.sizes(), like.options().dtype(dtype));
   }
   Tensor finish() const {
     if (result.data_ptr() != rows.data_ptr()) result.copy_(rows.movedim(-1, 1));
@@ -118,7 +117,7 @@ std::vector<double> channel_values(const OptionalTensor& t, int64_t channels, do
 }
 Tensor channel_tensor(const std::vector<double>& values, const Tensor& like, at::ScalarType dtype) {
   const auto direct = dtype == at::kFloat ? at::kFloat : at::kDouble;
-  Tensor t = at::empty({static_cast<int64_t>(values.size())}, like.options().dtype(direct));
+  Tensor t = empty({static_cast<int64_t>(values.size())}, like.options().dtype(direct));
   if (dtype == at::kFloat) {
     std::copy(values.begin(), values.end(), t.mutable_data_ptr<float>());
     return t;
@@ -201,7 +200,7 @@ Results forward(const BatchNormGeometry& g, const Tensor& input, const OptionalT
                 bool relu, bool with_mask) {
   constexpr auto dtype = c10::CppTypeToScalarType<T>::value;
   const auto bytes = input.options().dtype(at::kByte);
-  const Tensor mask = relu && with_mask ? at::empty({g.rows, g.mask_stride}, bytes) : at::empty({0}, bytes);
+  const Tensor mask = relu && with_mask ? empty({g.rows, g.mask_stride}, bytes) : empty({0}, bytes);
   RowsResult output(input, dtype);
   Moments m{channel_values(mean, g.channels, 0), channel_values(var, g.channels, 0)};
   if (input.numel() > 0) {
@@ -249,7 +248,7 @@ Results backward(const BatchNormGeometry& g, bool training, const Tensor& grad_o
   const int64_t c = g.channels;
   const bool elementwise = output_mask[0] || output_mask[3];
   const bool reduces = output_mask[1] || output_mask[2] || (training && output_mask[0]);
-  const auto none = [&] { return at::empty({0}, input.options()); };
+  const auto none = [&] { return empty({0}, input.options()); };
   RowsResult grad_input, grad_residual;
   if (elementwise) grad_input = RowsResult(input, dtype);
   if (output_mask[3]) grad_residual = RowsResult(input, dtype);

@@ -1,6 +1,5 @@
 // concat on the CPU: for each tensor one strided copy of runs, with no arithmetic, so any dtype of plain bytes will do.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cstring>
@@ -8,6 +7,7 @@
 #include "../checks/checks.h"
 #include "../common/backends.h"
 #include "../fallback.h"
+#include "memory.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -26,7 +26,7 @@ at::Tensor concat_cpu(at::TensorList tensors, int64_t dim) {
   const checks::Concat c = checks::concat(tensors, dim);
   if (!c.plain) return fallback::concat(tensors, dim);
   backends::record_kernel("concat");
-  at::Tensor output = at::empty(c.sizes, tensors[0].options().dtype(c.dtype), c.memory_format);
+  at::Tensor output = empty(c.sizes, tensors[0].options().dtype(c.dtype), c.memory_format);
   if (output.numel() == 0) return output;
 
   const int64_t inner = c.inner * output.element_size();

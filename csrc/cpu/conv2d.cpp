@@ -1,8 +1,6 @@
 // conv2d on the CPU: allocates, chooses the algorithm, and states the forward pass and the input's gradient as gathers.
 #include "conv2d.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "../checks/checks.h"
@@ -11,6 +9,7 @@
 #include "conv2d_autotune.h"
 #include "conv2d_choice.h"
 #include "dtypes.h"
+#include "memory.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -106,7 +105,7 @@ void run_problems(Conv2dAlgorithm algorithm, const std::vector<GatherConv<T>>& p
 template <typename T>
 at::Tensor forward(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const at::Tensor& input,
                    const at::Tensor& weight, const std::optional<at::Tensor>& bias, bool relu) {
-  at::Tensor output = at::empty({g.batch, g.out_channels, g.out_h, g.out_w}, input.options(), kNhwc);
+  at::Tensor output = empty({g.batch, g.out_channels, g.out_h, g.out_w}, input.options(), kNhwc);
   if (output.numel() == 0) return output;
   const at::Tensor dense_bias = bias.has_value() && bias->defined() ? bias->contiguous() : at::Tensor();
   const T* bias_data = dense_bias.defined() ? dense_bias.const_data_ptr<T>() : nullptr;
@@ -123,7 +122,7 @@ at::Tensor forward(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const at:
 template <typename T>
 at::Tensor grad_input(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const at::Tensor& grad_output,
                       const at::Tensor& weight) {
-  at::Tensor result = at::empty({g.batch, g.in_channels, g.in_h, g.in_w}, grad_output.options(), kNhwc);
+  at::Tensor result = empty({g.batch, g.in_channels, g.in_h, g.in_w}, grad_output.options(), kNhwc);
   if (result.numel() == 0) return result;
   if (g.depthwise()) {
     backends::record_kernel("conv2d_depthwise_grad_input");
@@ -139,12 +138,12 @@ at::Tensor grad_weight(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const
                        const at::Tensor& input) {
   if (g.depthwise()) {
     backends::record_kernel("conv2d_depthwise_grad_weight");
-    at::Tensor lanes = at::zeros({g.kernel_h, g.kernel_w, g.in_channels},
-                                 grad_output.options().memory_format(at::MemoryFormat::Contiguous));
+    at::Tensor lanes = zeros({g.kernel_h, g.kernel_w, g.in_channels},
+                             grad_output.options().memory_format(at::MemoryFormat::Contiguous));
     if (g.batch > 0) depthwise_grad_weight<T>(g, grad_output, input.contiguous(kNhwc), lanes);
     return lanes.permute({2, 0, 1}).unsqueeze(1);
   }
-  at::Tensor result = at::empty({g.out_channels, g.group_in(), g.kernel_h, g.kernel_w}, grad_output.options(), kNhwc);
+  at::Tensor result = empty({g.out_channels, g.group_in(), g.kernel_h, g.kernel_w}, grad_output.options(), kNhwc);
   if (const auto size = winograd_size(algorithm); size && g.batch > 0) {
     backends::record_kernel(algorithm_name(algorithm));
     conv2d_grad_weight_winograd<T>(g, *size, grad_output, input.contiguous(kNhwc), result);
@@ -222,7 +221,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(const at::Ten
   // The gradients take the formats that torch's take: channels_last where input or weight is.
   const bool nhwc = input.suggest_memory_format() == kNhwc || weight.suggest_memory_format() == kNhwc;
   const auto format = nhwc ? kNhwc : at::MemoryFormat::Contiguous;
-  const auto none = [&] { return at::empty({0}, input.options()); };
+  const auto none = [&] { return empty({0}, input.options()); };
   return {output_mask[0] ? by_input.to(dtype).contiguous(format) : none(),
           output_mask[1] ? by_weight.to(dtype).contiguous(format) : none(),
           output_mask[2] ? by_bias.to(dtype) : none()};

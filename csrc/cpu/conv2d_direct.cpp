@@ -1,11 +1,11 @@
 // Driver of the direct kernel: packs the weights, cuts the output into chunks whose input stays in cache, and hands
 // chunk by block of lanes to the threads. A chunk's shape never changes a result: each output is one reduction.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 
 #include "conv2d.h"
+#include "memory.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -50,7 +50,7 @@ template <typename T>
 at::Tensor pack_weights(const GatherConv<T>& p, const LaneBlocks& blocks, const at::TensorOptions& options) {
   const auto& kernel = kernels().of<T>();
   const int64_t reduction = static_cast<int64_t>(p.grid.taps.size()) * p.image.depth;
-  at::Tensor packed = at::empty({std::max<int64_t>(1, blocks.padded_lanes() * reduction)}, options);
+  at::Tensor packed = empty({std::max<int64_t>(1, blocks.padded_lanes() * reduction)}, options);
   T* data = packed.mutable_data_ptr<T>();
   std::vector<int64_t> tap_offsets;
   for (const Tap& t : p.grid.taps) tap_offsets.push_back(t.weight_offset);
@@ -122,7 +122,7 @@ class DirectRun {
     // Few chunks: the threads share a chunk's lanes, each one with an input copy of its own.
     const int64_t lane_parts = std::clamp<int64_t>(ceil_div(threads, chunks.count), 1, blocks_.count);
     const int64_t scratch_size = copies_ ? chunks.images * window_rows_size(p_.grid, chunks.rows, p_.image.depth) : 0;
-    at::Tensor scratch = at::empty({threads, scratch_size}, options);
+    at::Tensor scratch = empty({threads, scratch_size}, options);
     T* scratch_data = scratch_size > 0 ? scratch.mutable_data_ptr<T>() : nullptr;
     at::parallel_for(0, chunks.count * lane_parts, 1, [&](int64_t begin, int64_t end) {
       T* buffer = scratch_data + at::get_thread_num() * scratch_size;

@@ -1,12 +1,11 @@
 // What both gradients of a convolution and its bias share: grad_output through a fused ReLU, and its sums, in one pass.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
 #include "../common/backends.h"
 #include "conv2d.h"
+#include "memory.h"
 #include "rows.h"
 
 namespace fastcnn::cpu {
@@ -28,9 +27,9 @@ std::tuple<at::Tensor, at::Tensor> conv2d_grad_output(const at::Tensor& grad_out
   if (!copies && !sums) return {source, at::Tensor()};
   backends::record_kernel("conv2d_grad_output");
   const at::Tensor mask = activated.defined() ? activated.contiguous(kNhwc) : activated;
-  const at::Tensor result = copies ? at::empty(source.sizes(), source.options(), kNhwc) : source;
+  const at::Tensor result = copies ? empty(source.sizes(), source.options(), kNhwc) : source;
   const int64_t parts = ceil_div(rows, kPartRows);
-  const at::Tensor partial = at::zeros({sums ? parts : 0, channels}, at::kDouble);
+  const at::Tensor partial = zeros({sums ? parts : 0, channels}, at::kDouble);
   const T* grad_data = source.const_data_ptr<T>();
   const T* mask_data = mask.defined() ? mask.const_data_ptr<T>() : nullptr;
   T* result_data = copies ? result.mutable_data_ptr<T>() : nullptr;
@@ -46,7 +45,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_grad_output(const at::Tensor& grad_out
     }
   });
   if (!sums) return {result, at::Tensor()};
-  at::Tensor total = at::empty({channels}, source.options().memory_format(at::MemoryFormat::Contiguous));
+  at::Tensor total = empty({channels}, source.options().memory_format(at::MemoryFormat::Contiguous));
   T* total_data = total.mutable_data_ptr<T>();
   for (int64_t c = 0; c < channels; ++c) {
     double sum = 0;

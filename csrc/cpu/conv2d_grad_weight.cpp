@@ -1,14 +1,13 @@
 // Drivers of the weight gradient, for many and for few input channels. Both go through the batch chunk by chunk, with
 // the input copied with its halo; what a chunk is depends on the sizes alone, and so does the order of additions.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <limits>
 
 #include "../common/backends.h"
 #include "conv2d.h"
+#include "memory.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -120,8 +119,8 @@ class GradWeightTapsRun {
     const int64_t channels = p_.g.group_out(), reduction = static_cast<int64_t>(row_offsets_.size());
     const int64_t chunks = p_.chunk_count(), parts = std::min(chunks, kTapsParts), size = reduction * channels;
     const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
-    at::Tensor sums = at::zeros({parts, size}, options);
-    at::Tensor copies = at::empty({at::get_num_threads(), p_.copy_size()}, options);
+    at::Tensor sums = zeros({parts, size}, options);
+    at::Tensor copies = empty({at::get_num_threads(), p_.copy_size()}, options);
     T* sums_data = sums.mutable_data_ptr<T>();
     T* copies_data = copies.mutable_data_ptr<T>();
     at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
@@ -177,7 +176,7 @@ class GradWeightRun {
     const int64_t lane_parts = std::min(ceil_div(threads, panel_parts), static_cast<int64_t>(blocks_.size()));
     const int64_t panels_size = ceil_div(panel_count_, panel_parts) * panel_rows_ * p_.images * p_.rows * p_.grid.cols;
     const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
-    at::Tensor scratch = at::empty({threads, p_.copy_size() + panels_size}, options);
+    at::Tensor scratch = empty({threads, p_.copy_size() + panels_size}, options);
     T* scratch_data = scratch.mutable_data_ptr<T>();
     at::parallel_for(0, panel_parts * lane_parts, 1, [&](int64_t begin, int64_t end) {
       T* copy = scratch_data + at::get_thread_num() * (p_.copy_size() + panels_size);

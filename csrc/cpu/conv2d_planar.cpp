@@ -1,10 +1,10 @@
 // Driver of the direct kernel for a handful of output channels: copies each image's rows into haloed planes.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 
 #include "conv2d.h"
+#include "memory.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -30,7 +30,7 @@ class PlanarRun {
     pack(plane);
     const int64_t scratch_size = p_.image.depth * plane + p_.lanes * results;
     const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
-    const at::Tensor scratch = at::empty({threads, scratch_size}, options);
+    const at::Tensor scratch = empty({threads, scratch_size}, options);
     T* scratch_data = scratch.mutable_data_ptr<T>();
     at::parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
       T* planes = scratch_data + at::get_thread_num() * scratch_size;

@@ -2,12 +2,11 @@
 // points, and the way back. How tiles and lanes are cut into blocks never changes a result of the forward pass or of
 // the input's gradient; the weight gradient is summed block by block, whose number depends on the sizes alone.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
 #include "conv2d.h"
+#include "memory.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -48,7 +47,7 @@ class WinogradRun {
         options_(at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value)),
         blocks_(p.lanes, kernel_.width, kernel_.max_vectors),
         segments_(chained_segments(p.image.depth)),
-        zeros_(at::zeros({p.image.depth}, options_)),
+        zeros_(zeros({p.image.depth}, options_)),
         tiles_h_(ceil_div(p.grid.rows, size.outputs())),
         tiles_w_(ceil_div(p.grid.cols, size.outputs())),
         tiles_(p.image.batch * tiles_h_ * tiles_w_) {
@@ -67,7 +66,7 @@ class WinogradRun {
  private:
   // All weights are transformed first; then each thread takes blocks of tiles through all steps.
   void run_by_tiles() {
-    const at::Tensor weights = at::empty({size_.planes() * weight_stride(0, blocks_.count)}, options_);
+    const at::Tensor weights = empty({size_.planes() * weight_stride(0, blocks_.count)}, options_);
     transform_weights(0, blocks_.count, weights.mutable_data_ptr<T>());
     const int64_t threads = at::get_num_threads(),
                   row_stride = row_elements(kernel_, std::max(p_.image.depth, p_.lanes));
@@ -80,7 +79,7 @@ class WinogradRun {
     const int64_t lane_parts = std::clamp<int64_t>(ceil_div(threads, count), 1, blocks_.count);
     // The products of a plane overwrite the transformed input of the plane before.
     const int64_t plane_stride = in_block * row_stride + kPad, scratch_size = (size_.planes() + 1) * plane_stride;
-    const at::Tensor scratch = at::empty({threads, scratch_size}, options_);
+    const at::Tensor scratch = empty({threads, scratch_size}, options_);
     T* scratch_data = scratch.mutable_data_ptr<T>();
     at::parallel_for(0, count * lane_parts, 1, [&](int64_t begin, int64_t end) {
       T* buffer = scratch_data + at::get_thread_num() * scratch_size;
@@ -109,9 +108,9 @@ class WinogradRun {
     const int64_t kept = std::clamp<int64_t>(kInputBytes / tile_bytes, 1, tiles_);
     const int64_t in_block = ceil_div(kept, ceil_div(kept, kLaneGroupTiles));
     const int64_t product_plane = in_block * product_row + kPad, scratch_size = size_.planes() * product_plane;
-    const at::Tensor input = at::empty({size_.planes() * (kept * input_row + kPad)}, options_);
-    const at::Tensor weights = at::empty({size_.planes() * (max_lanes(in_group) * p_.image.depth + kPad)}, options_);
-    const at::Tensor scratch = at::empty({threads, scratch_size}, options_);
+    const at::Tensor input = empty({size_.planes() * (kept * input_row + kPad)}, options_);
+    const at::Tensor weights = empty({size_.planes() * (max_lanes(in_group) * p_.image.depth + kPad)}, options_);
+    const at::Tensor scratch = empty({threads, scratch_size}, options_);
     T* scratch_data = scratch.mutable_data_ptr<T>();
     const Planes<T> inputs{input.mutable_data_ptr<T>(), kept * input_row + kPad, input_row};
     const auto tiles = [&](int64_t begin, int64_t end) {
@@ -154,7 +153,7 @@ class WinogradRun {
     const int64_t taps = static_cast<int64_t>(tap_offsets_.size()), depth = p_.image.depth;
     const int64_t first_lane = blocks_.first_lane(first_block), stride = weight_stride(first_block, last_block);
     const int64_t parts = ceil_div(depth, kDepthPart), packed_size = taps * kDepthPart * max_lanes(1);
-    const at::Tensor packed = at::empty({at::get_num_threads(), packed_size}, options_);
+    const at::Tensor packed = empty({at::get_num_threads(), packed_size}, options_);
     T* packed_data = packed.mutable_data_ptr<T>();
     at::parallel_for(first_block * parts, last_block * parts, 1, [&](int64_t begin, int64_t end) {
       T* buffer = packed_data + at::get_thread_num() * packed_size;
@@ -242,13 +241,13 @@ class WinogradGradWeightRun {
     const int64_t blocks = ceil_div(tiles, most), in_block = ceil_div(tiles, blocks);
     const int64_t input_plane = in_block * input_stride_ + kPad, grad_plane = in_block * grad_stride_ + kPad;
     const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
-    const at::Tensor zeros = at::zeros({std::max(input_.depth, grad_output_.depth)}, options);
-    at::Tensor transformed = at::empty({planes * (input_plane + grad_plane)}, options);
-    at::Tensor sums = at::zeros({planes * sums_stride_}, options);
+    const at::Tensor outside = zeros({std::max(input_.depth, grad_output_.depth)}, options);
+    at::Tensor transformed = empty({planes * (input_plane + grad_plane)}, options);
+    at::Tensor sums = zeros({planes * sums_stride_}, options);
     T* inputs = transformed.mutable_data_ptr<T>();
     T* grads = inputs + planes * input_plane;
     T* sums_data = sums.mutable_data_ptr<T>();
-    const T* zeros_data = zeros.const_data_ptr<T>();
+    const T* zeros_data = outside.const_data_ptr<T>();
     std::vector<int64_t> offsets(in_block);
     for (int64_t t = 0; t < in_block; ++t) offsets[t] = t * input_stride_;
 

@@ -1,11 +1,11 @@
 // max_pool2d on the CPU, and the ops around its offsets: which tap of each window won, kh * kernel_w + kw, a
 // channels_last tensor of the output's shape.
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "../checks/checks.h"
 #include "../common/backends.h"
 #include "../fallback.h"
+#include "memory.h"
 #include "pool2d.h"
 
 namespace fastcnn::cpu {
@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor> max_pool2d_train_cpu(const Tensor& input, IntArrayRef
                                                 IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
   const Pool2dGeometry g = checks::max_pool2d_train(input, kernel_size, stride, padding, dilation, ceil_mode);
   const auto dtype = g.kernel_h * g.kernel_w <= 256 ? at::kByte : at::kInt;
-  const Tensor offsets = at::empty(output_sizes(g), input.options().dtype(dtype), kNhwc);
+  const Tensor offsets = empty(output_sizes(g), input.options().dtype(dtype), kNhwc);
   return {pooled(g, input, offsets), offsets};
 }
 
@@ -168,7 +168,7 @@ Tensor max_pool2d_indices_cpu(const Tensor& offsets, IntArrayRef input_size, Int
   const Pool2dGeometry g =
       checks::max_pool2d_offsets(offsets, input_size, kernel_size, stride, padding, dilation, ceil_mode);
   backends::record_kernel("max_pool2d_indices");
-  const Tensor nhwc = at::empty(offsets.sizes(), offsets.options().dtype(at::kLong), kNhwc);
+  const Tensor nhwc = empty(offsets.sizes(), offsets.options().dtype(at::kLong), kNhwc);
   int64_t* indices = nhwc.mutable_data_ptr<int64_t>();
   each_winner(g, offsets.contiguous(kNhwc),
               [&](int64_t i, int64_t, int64_t h, int64_t w, int64_t) { indices[i] = h * g.in_w + w; });

@@ -3,7 +3,6 @@
 #pragma once
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <vector>
@@ -11,6 +10,7 @@
 #include "../common/geometry.h"
 #include "capability.h"
 #include "dtypes.h"
+#include "memory.h"
 
 namespace fastcnn::cpu {
 
@@ -68,21 +68,21 @@ inline at::Tensor to_nhwc(const at::Tensor& t) { return t.to(compute_dtype(t.sca
 // `nhwc` itself where its strides are those of the format, otherwise a copy. (`contiguous` would leave the strides of
 // one-channel and one-pixel images, which are dense in either format.)
 inline at::Tensor in_format(const at::Tensor& nhwc, at::MemoryFormat format) {
-  return format == kNhwc ? nhwc : at::empty(nhwc.sizes(), nhwc.options(), format).copy_(nhwc);
+  return format == kNhwc ? nhwc : empty(nhwc.sizes(), nhwc.options(), format).copy_(nhwc);
 }
 
 // A result of the caller's dtype and format. `fill` gets a dense NHWC tensor of the compute dtype to write: the result
 // itself where its memory is that.
 template <typename Fill>
 at::Tensor filled(at::IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format, const Fill& fill) {
-  const at::Tensor result = at::empty(sizes, options, format);
+  const at::Tensor result = empty(sizes, options, format);
   if (result.numel() == 0) return result;
   const auto compute = compute_dtype(result.scalar_type());
   if (result.scalar_type() == compute && result.is_contiguous(kNhwc)) {
     fill(result);
     return result;
   }
-  const at::Tensor nhwc = at::empty(sizes, options.dtype(compute), kNhwc);
+  const at::Tensor nhwc = empty(sizes, options.dtype(compute), kNhwc);
   fill(nhwc);
   return result.copy_(nhwc);
 }
