@@ -11,7 +11,14 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel) {
   using Reg = typename V::Reg;
   constexpr int kWidth = V::kWidth;
 
-  // 1. Accumulate, in partial sums that the segments' flush marks end.
+  // 1. Fetch the output's lines: stores that miss would stall the next tile.
+#pragma GCC unroll 16
+  for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v)
+      __builtin_prefetch(a.output + a.output_offsets[pixel + m] + v * kWidth, /*for writing=*/1);
+
+  // 2. Accumulate, in partial sums that the segments' flush marks end.
   Reg acc[Rows][Vectors];
   T partial[Rows * Vectors * kWidth];
   bool has_partial = false;
@@ -51,7 +58,7 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel) {
     }
   }
 
-  // 2. Epilogue: partial sums, bias, ReLU, store.
+  // 3. Epilogue: partial sums, bias, ReLU, store.
   const int last = static_cast<int>(a.channels - (Vectors - 1) * kWidth);
 #pragma GCC unroll 4
   for (int v = 0; v < Vectors; ++v) {
