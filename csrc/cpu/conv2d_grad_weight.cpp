@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "../common/backends.h"
@@ -18,6 +19,7 @@ constexpr int64_t kChunkBytes = 768 * 1024;
 constexpr int64_t kTapsChunkBytes = 128 * 1024;
 constexpr int64_t kTapsMaxBytes = 256 * 1024;   // of the result, as every part keeps a copy
 constexpr int64_t kTapsParts = 16;              // sums that run side by side and are added in order at the end
+constexpr size_t kUnpackedBlocks = 8;           // of lanes that read the output's gradient where it is
 constexpr int kPanelRows[] = {4, 5, 6, 8, 10};  // what conv2d_grad_weight has tiles for
 
 // Neighbouring lanes of the result: (kernel column, input channel) where the copy has them side by side.
@@ -25,6 +27,11 @@ struct LaneBlock {
   int64_t in_offset, out_offset, lanes;
   int vectors;
 };
+
+// Vector operations, and the loads that they wait for: a small tile loads more than it multiplies.
+int64_t tile_cost(int64_t operations, int vectors, int rows) {
+  return operations + operations * (vectors + rows) / (2 * vectors * rows);
+}
 
 // One group's problem, its chunks and the copy of a chunk's input.
 template <typename T>
@@ -86,7 +93,7 @@ struct GradWeightProblem {
     return grad_output + (n * grid.rows + c.i0) * grid.cols * g.out_channels;
   }
 
-  // Where each pixel's window begins, after the chunk's first.
+  // Where each pixel's window begins, after the chunk's first, and some more for the prefetch.
   void list_offsets(const Chunk& c, std::vector<int64_t>& offsets) const {
     offsets.clear();
     for (int64_t n = 0; n < c.n1 - c.n0; ++n)
@@ -94,6 +101,7 @@ struct GradWeightProblem {
         for (int64_t j = 0; j < grid.cols; ++j)
           offsets.push_back(n * (copies ? image_size : input.stride_n) + i * grid.step_h * row_stride +
                             j * grid.step_w * input.depth);
+    offsets.resize(offsets.size() + kGradWeightAhead, offsets.back());
   }
 };
 
@@ -110,9 +118,11 @@ class GradWeightTapsRun {
     p_.choose_chunks(kTapsChunkBytes);
   }
 
-  // Vector operations for one pixel.
+  // For one pixel.
   static int64_t cost(const GradWeightProblem<T>& p) {
-    return ceil_div(p.g.group_out(), p.kernel.width) * p.g.kernel_h * p.g.kernel_w * p.input.depth;
+    const LaneBlocks lanes(p.g.group_out(), p.kernel.width, p.kernel.max_vectors);
+    const int vectors = static_cast<int>(ceil_div(lanes.vectors, lanes.count));
+    return tile_cost(lanes.vectors * p.g.kernel_h * p.g.kernel_w * p.input.depth, vectors, p.kernel.rows_for(vectors));
   }
 
   void run() {
@@ -167,8 +177,7 @@ class GradWeightRun {
     p_.choose_chunks(kChunkBytes);
   }
 
-  // Vector operations for one pixel.
-  int64_t cost() const { return total_vectors(blocks_) * panel_count_ * panel_rows_; }
+  int64_t cost() const { return cost_; }  // for one pixel
 
   void run() {
     const int64_t threads = at::get_num_threads();
@@ -193,16 +202,11 @@ class GradWeightRun {
   }
 
  private:
-  static int64_t total_vectors(const std::vector<LaneBlock>& blocks) {
-    int64_t vectors = 0;
-    for (const LaneBlock& b : blocks) vectors += b.vectors;
-    return vectors;
-  }
-
   void choose_tile() {
     const int64_t runs = g_.kernel_h * (merged() ? 1 : g_.kernel_w);
     const GradWeightTile tile = choose_grad_weight_tile(p_.kernel, runs, run_length(), g_.group_out());
     blocks_ = lane_blocks(tile.vectors), panel_rows_ = tile.rows, panel_count_ = ceil_div(g_.group_out(), tile.rows);
+    cost_ = tile.cost;
   }
 
   // Whether neighbouring taps' input channels are neighbours, and so lanes of one run.
@@ -229,38 +233,56 @@ class GradWeightRun {
     const int64_t pixels = p_.pixels(c);
     // 1. The input with its halo, and the output's gradient in panels.
     const T* input = p_.prepare(c, copy);
+    const T* grad = p_.grad_at(c, c.n0);
     for (int64_t panel = first_panel; panel < last_panel; ++panel)
-      pack_panel(p_.grad_at(c, c.n0) + panel * panel_rows_, pixels, g_.group_out() - panel * panel_rows_,
-                 panels + (panel - first_panel) * pixels * panel_rows_);
+      if (is_packed(panel))
+        pack_panel(grad + panel * panel_rows_, pixels, g_.group_out() - panel * panel_rows_,
+                   panels + (panel - first_panel) * pixels * panel_rows_);
     p_.list_offsets(c, offsets);
     // 2. The tiles: a block of lanes stays in cache while the panels pass.
     const int64_t row_stride = g_.kernel_h * g_.kernel_w * p_.input.depth;
     for (const LaneBlock& block : blocks)
       for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         const int64_t k = panel * panel_rows_;
-        p_.kernel.conv2d_grad_weight(
-            {panels + (panel - first_panel) * pixels * panel_rows_, panel_rows_, input + block.in_offset,
-             offsets.data(), pixels, p_.grad_weight + k * row_stride + block.out_offset, row_stride, panel_rows_,
-             static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)), block.vectors, block.lanes});
+        const bool packed = is_packed(panel);
+        p_.kernel.conv2d_grad_weight({packed ? panels + (panel - first_panel) * pixels * panel_rows_ : grad + k,
+                                      packed ? panel_rows_ : g_.out_channels, input + block.in_offset, offsets.data(),
+                                      pixels, p_.grad_weight + k * row_stride + block.out_offset, row_stride,
+                                      panel_rows_, static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)),
+                                      block.vectors, block.lanes});
       }
+  }
+
+  // Packing pays where many blocks of lanes read a panel, and is needed where its last rows are not there to read.
+  bool is_packed(int64_t panel) const {
+    return blocks_.size() > kUnpackedBlocks || (panel + 1) * panel_rows_ > g_.group_out();
   }
 
   // A chunk's pixels lie one after the other: it is whole images, or rows of one.
   void pack_panel(const T* grad, int64_t pixels, int64_t valid, T* panel) const {
-    if (valid >= panel_rows_) {
-      for (int64_t p = 0; p < pixels; ++p)
-        for (int r = 0; r < panel_rows_; ++r) panel[p * panel_rows_ + r] = grad[p * g_.out_channels + r];
-    } else {
-      for (int64_t p = 0; p < pixels; ++p)
-        for (int r = 0; r < panel_rows_; ++r)
-          panel[p * panel_rows_ + r] = r < valid ? grad[p * g_.out_channels + r] : T(0);
+    switch (valid < panel_rows_ ? 0 : panel_rows_) {
+#define FASTCNN_PACK(rows) \
+  case rows:               \
+    return pack_rows<rows>(grad, pixels, panel);
+      FASTCNN_PACK(4)
+      FASTCNN_PACK(5)
+      FASTCNN_PACK(6)
+      FASTCNN_PACK(8) FASTCNN_PACK(10)
+#undef FASTCNN_PACK
+          default : for (int64_t p = 0; p < pixels; ++p) for (int r = 0; r < panel_rows_; ++r)
+                        panel[p * panel_rows_ + r] = r < valid ? grad[p * g_.out_channels + r] : T(0);
     }
+  }
+
+  template <int kRows>
+  void pack_rows(const T* grad, int64_t pixels, T* panel) const {
+    for (int64_t p = 0; p < pixels; ++p) std::memcpy(panel + p * kRows, grad + p * g_.out_channels, sizeof(T) * kRows);
   }
 
   GradWeightProblem<T>& p_;
   const Conv2dGeometry& g_;
   std::vector<LaneBlock> blocks_;
-  int64_t panel_count_;
+  int64_t panel_count_, cost_;
   int panel_rows_;
 };
 
@@ -276,8 +298,7 @@ GradWeightTile choose_grad_weight_tile(const KernelSet<T>& kernel, int64_t runs,
     for (const int rows : kPanelRows) {
       if (rows > kernel.rows_for(vectors)) continue;
       const int64_t operations = runs * run.vectors * ceil_div(outputs, rows) * rows;
-      // A small tile loads more than it multiplies.
-      const int64_t cost = operations + operations * (vectors + rows) / (2 * vectors * rows);
+      const int64_t cost = tile_cost(operations, vectors, rows);
       if (cost < best.cost) best = {max_vectors, rows, cost};
     }
   }

@@ -65,13 +65,17 @@ struct Conv2dPackArgs {
   T* packed;  // [num_taps * depth, padded_lanes]
 };
 
+// Pixels between a weight gradient's use of its operands and their prefetch, which strides defeat the hardware's: 16 of
+// 24 operations each are the latency of memory (EPYC 9004).
+constexpr int64_t kGradWeightAhead = 16;
+
 // grad_weight[k][lane] += sum over pixels p of grad_output[p][k] * input[input_offsets[p] + lane]
 template <typename T>
 struct Conv2dGradWeightArgs {
   const T* grad_panel;  // [pixels, grad_stride]: `rows` output channels of each, those beyond valid_rows anything
   int64_t grad_stride;
   const T* input;
-  const int64_t* input_offsets;  // [pixels]
+  const int64_t* input_offsets;  // [pixels + kGradWeightAhead]
   int64_t pixels;
   T* grad_weight;  // [valid_rows, row_stride]
   int64_t row_stride;

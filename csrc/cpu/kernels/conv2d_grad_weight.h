@@ -19,9 +19,14 @@ void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<T>& a) {
   const T* grad = a.grad_panel;
   for (int64_t p = 0; p < a.pixels; ++p) {
     const T* in = a.input + a.input_offsets[p];
+    const T* ahead = a.input + a.input_offsets[p + kGradWeightAhead];
+    __builtin_prefetch(grad + kGradWeightAhead * a.grad_stride);
     Reg x[Vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) x[v] = V::load(in + v * kWidth);
+    for (int v = 0; v < Vectors; ++v) {
+      __builtin_prefetch(ahead + v * kWidth);
+      x[v] = V::load(in + v * kWidth);
+    }
 #pragma GCC unroll 16
     for (int m = 0; m < Rows; ++m) {
       const Reg g = V::broadcast(grad[m]);
@@ -102,8 +107,10 @@ void conv2d_grad_weight_taps_tile(const Conv2dGradWeightTapsArgs<T>& a, int64_t 
     const int64_t offset = a.input_offsets[p];
     Reg g[Vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v)
+    for (int v = 0; v < Vectors; ++v) {
+      __builtin_prefetch(grad + kGradWeightAhead * a.grad_stride + v * kWidth);
       g[v] = v < Vectors - 1 || last == kWidth ? V::load(grad + v * kWidth) : V::load_first(grad + v * kWidth, last);
+    }
 #pragma GCC unroll 16
     for (int m = 0; m < Rows; ++m) {
       const Reg x = V::broadcast(in[m][offset]);
