@@ -26,7 +26,7 @@ void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<T>& a) {
     for (int m = 0; m < Rows; ++m) {
       const Reg g = V::broadcast(grad[m]);
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) acc[m][v] = V::fmadd(g, x[v], acc[m][v]);
+      for (int v = 0; v < Vectors; ++v) acc[m][v] = V::dot(g, x[v], acc[m][v]);
     }
     grad += a.grad_stride;
   }
@@ -90,7 +90,7 @@ void conv2d_grad_weight_taps_tile(const Conv2dGradWeightTapsArgs<T>& a, int64_t 
 
   // 1. Sum over the pixels in registers.
   Reg acc[Rows][Vectors];
-  const T* in[Rows];
+  const Compute<T>* in[Rows];
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) {
     in[m] = a.input + a.row_offsets[row + m];
@@ -115,7 +115,7 @@ void conv2d_grad_weight_taps_tile(const Conv2dGradWeightTapsArgs<T>& a, int64_t 
   // 2. Add onto the gradient.
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) {
-    T* out = a.transposed + (row + m) * a.row_stride;
+    Compute<T>* out = a.transposed + (row + m) * a.row_stride;
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
       const int n = v < Vectors - 1 ? kWidth : last;
