@@ -152,7 +152,7 @@ at::Tensor grad_weight(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const
     return lanes.permute({2, 0, 1}).unsqueeze(1);
   }
   at::Tensor result = empty({g.out_channels, g.group_in(), g.kernel_h, g.kernel_w},
-                                at::device(at::kCPU).dtype(kComputeDtype<T>), kNhwc);
+                            at::device(at::kCPU).dtype(kComputeDtype<T>), kNhwc);
   if (const auto size = winograd_size(algorithm); size && g.batch > 0) {
     backends::record_kernel(algorithm_name(algorithm));
     conv2d_grad_weight_winograd<T>(g, *size, grad_output, input.contiguous(kNhwc), result);

@@ -33,8 +33,7 @@ double estimate(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeometry
   for (size_t i = 0; i < counts.size(); ++i) time += counts[i] * costs[i];
   if (takes_pairs(dtype)) {
     if (algorithm == Conv2dAlgorithm::aten) return kPairedAten * time;
-    if (algorithm == Conv2dAlgorithm::direct && pass != Conv2dPass::grad_weight)
-      time -= (1 - kPairedProducts) * counts[1] * costs[1];
+    if (algorithm == Conv2dAlgorithm::direct) time -= (1 - kPairedProducts) * counts[1] * costs[1];
   }
   return time;
 }

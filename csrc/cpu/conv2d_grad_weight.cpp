@@ -42,6 +42,7 @@ struct GradWeightProblem {
   int64_t row_stride;    // of the copy, or of the input
   int64_t images, rows;  // of a chunk: whole images, or rows of one image
   int64_t image_size;    // of the copy
+  bool pairs;            // an element of the copy is a pair of T, of the same place in both halves of a chunk
 
   struct Chunk {
     int64_t n0, n1, i0, i1;
@@ -63,10 +64,11 @@ struct GradWeightProblem {
         copies ? input.depth * ((grid.cols - 1) * grid.step_w + grid.max_w() - grid.min_w() + 1) : input.stride_h;
   }
 
-  void choose_chunks(int64_t chunk_bytes) {
+  void choose_chunks(int64_t chunk_bytes, bool in_pairs) {
+    pairs = in_pairs;
     const int64_t image_elements =
         window_rows_size(grid, grid.rows, input.depth) + grid.rows * grid.cols * g.group_out();
-    const int64_t image_bytes = image_elements * static_cast<int64_t>(sizeof(Element));
+    const int64_t image_bytes = image_elements * static_cast<int64_t>(sizeof(Element)) / (pairs ? 2 : 1);
     images = std::clamp<int64_t>(chunk_bytes / std::max<int64_t>(1, image_bytes), 1, g.batch);
     rows = images > 1 ? grid.rows : ceil_div(grid.rows, std::min(grid.rows, ceil_div(image_bytes, chunk_bytes)));
     image_size = window_rows_size(grid, rows, input.depth);
@@ -77,14 +79,45 @@ struct GradWeightProblem {
     const int64_t n = index / per_image * images, i = index % per_image * rows;
     return {n, std::min(n + images, g.batch), i, std::min(i + rows, grid.rows)};
   }
+  // The halves of a chunk in pairs: the second one is empty, as long as the first or an image or a row shorter. Else
+  // the first one is all.
+  Chunk first_half(Chunk c) const {
+    if (!pairs) return c;
+    c.n1 - c.n0 > 1 ? c.n1 = (c.n0 + c.n1 + 1) / 2 : c.i1 = (c.i0 + c.i1 + 1) / 2;
+    return c;
+  }
+  Chunk second_half(Chunk c) const {
+    c.n1 - c.n0 > 1 ? c.n0 = (c.n0 + c.n1 + 1) / 2 : c.i0 = (c.i0 + c.i1 + 1) / 2;
+    return c;
+  }
   // Elements of a chunk's copy; the last lanes' registers may reach beyond the last window.
-  int64_t copy_size() const { return copies ? images * image_size + kernel.width * kernel.max_vectors : 0; }
+  int64_t copy_size() const {
+    return copies ? (images + (pairs ? 1 : 0)) * image_size + kernel.width * kernel.max_vectors : 0;
+  }
   // Where a chunk's first window begins: in `copy`, into which its input is copied, or where it is.
   const Element* prepare(const Chunk& c, Element* copy) const {
     if constexpr (std::is_same_v<T, Element>)
       if (!copies) return input.data + c.n0 * input.stride_n + c.i0 * grid.step_h * input.stride_h;
+    if constexpr (std::is_same_v<T, BFloat16>)
+      if (pairs) return prepare_pairs(c, copy);
     for (int64_t n = c.n0; n < c.n1; ++n)
       copy_window_rows(input, grid, n, c.i0, c.i1, input.depth, copy + (n - c.n0) * image_size);
+    return copy;
+  }
+  // Both halves' images go through the room of one image behind the copy.
+  const Element* prepare_pairs(const Chunk& c, Element* copy) const {
+    const Chunk a = first_half(c), b = second_half(c);
+    T* first = reinterpret_cast<T*>(copy + copy_size() - image_size);
+    T* second = first + image_size;
+    const int64_t size = window_rows_size(grid, a.i1 - a.i0, input.depth);
+    for (int64_t m = 0; m < a.n1 - a.n0; ++m) {
+      copy_window_rows(input, grid, a.n0 + m, a.i0, a.i1, input.depth, first);
+      const bool paired = b.n0 + m < b.n1 && b.i0 < b.i1;
+      const int64_t filled = paired ? window_rows_size(grid, b.i1 - b.i0, input.depth) : 0;
+      if (paired) copy_window_rows(input, grid, b.n0 + m, b.i0, b.i1, input.depth, second);
+      std::fill(second + filled, second + size, T{});
+      kernel.conv2d_widen({first, size, copy + m * image_size, size, 1, size, size, second, true});
+    }
     return copy;
   }
   int64_t pixels(const Chunk& c) const { return (c.n1 - c.n0) * (c.i1 - c.i0) * grid.cols; }
@@ -115,7 +148,7 @@ class GradWeightTapsRun {
       for (int64_t kw = 0; kw < g.kernel_w; ++kw)
         for (int64_t c = 0; c < p.input.depth; ++c)
           row_offsets_.push_back(kh * g.dilation_h * p.row_stride + kw * g.dilation_w * p.input.depth + c);
-    p_.choose_chunks(kTapsChunkBytes);
+    p_.choose_chunks(kTapsChunkBytes, false);
   }
 
   // Vector operations for one pixel.
@@ -175,11 +208,11 @@ class GradWeightRun {
  public:
   explicit GradWeightRun(GradWeightProblem<T>& p) : p_(p), g_(p.g) {
     choose_tile();
-    p_.choose_chunks(kChunkBytes);
+    p_.choose_chunks(kChunkBytes, p.kernel.conv2d_pair == 2);
   }
 
   // Vector operations for one pixel.
-  int64_t cost() const { return total_vectors(blocks_) * panel_count_ * panel_rows_; }
+  int64_t cost() const { return total_vectors(blocks_) * panel_count_ * panel_rows_ / p_.kernel.conv2d_pair; }
 
   void run() {
     const int64_t threads = at::get_num_threads();
@@ -238,13 +271,13 @@ class GradWeightRun {
   void add_chunk(const typename GradWeightProblem<T>::Chunk& c, int64_t first_panel, int64_t last_panel,
                  const std::vector<LaneBlock>& blocks, Element* copy, Element* panels,
                  std::vector<int64_t>& offsets) const {
-    const int64_t pixels = p_.pixels(c);
+    const auto half = p_.first_half(c);
+    const int64_t pixels = p_.pixels(half);
     // 1. The input with its halo, and the output's gradient in panels.
     const Element* input = p_.prepare(c, copy);
     for (int64_t panel = first_panel; panel < last_panel; ++panel)
-      pack_panel(p_.grad_at(c, c.n0) + panel * panel_rows_, pixels, g_.group_out() - panel * panel_rows_,
-                 panels + (panel - first_panel) * pixels * panel_rows_);
-    p_.list_offsets(c, offsets);
+      pack_panel(c, panel * panel_rows_, panels + (panel - first_panel) * pixels * panel_rows_);
+    p_.list_offsets(half, offsets);
     // 2. The tiles: a block of lanes stays in cache while the panels pass.
     const int64_t row_stride = g_.kernel_h * g_.kernel_w * p_.input.depth;
     for (const LaneBlock& block : blocks)
@@ -257,10 +290,15 @@ class GradWeightRun {
       }
   }
 
-  // A chunk's pixels lie one after the other: it is whole images, or rows of one.
-  void pack_panel(const T* grad, int64_t pixels, int64_t valid, Element* panel) const {
-    p_.kernel.conv2d_widen(
-        {grad, g_.out_channels, panel, panel_rows_, pixels, std::min<int64_t>(valid, panel_rows_), panel_rows_});
+  // Output channels from k on. A chunk's pixels lie one after the other: it is whole images, or rows of one.
+  void pack_panel(const typename GradWeightProblem<T>::Chunk& c, int64_t k, Element* panel) const {
+    const int64_t all = p_.pixels(c), first = p_.pixels(p_.first_half(c)), both = p_.pairs ? all - first : first;
+    const int64_t valid = std::min<int64_t>(g_.group_out() - k, panel_rows_);
+    const T* grad = p_.grad_at(c, c.n0) + k;
+    const T* second = p_.pairs ? grad + first * g_.out_channels : nullptr;
+    p_.kernel.conv2d_widen({grad, g_.out_channels, panel, panel_rows_, both, valid, panel_rows_, second, p_.pairs});
+    p_.kernel.conv2d_widen({grad + both * g_.out_channels, g_.out_channels, panel + both * panel_rows_, panel_rows_,
+                            first - both, valid, panel_rows_, nullptr, p_.pairs});
   }
 
   GradWeightProblem<T>& p_;

@@ -233,6 +233,7 @@ class WinogradGradWeightRun {
       : g_(g),
         size_(size),
         kernel_(kernels().of<T>()),
+        product_(kernels().of<Element>()),
         input_(input),
         grad_output_(grad_output),
         grad_weight_(grad_weight),
@@ -250,13 +251,13 @@ class WinogradGradWeightRun {
     const int64_t blocks = ceil_div(tiles, most), in_block = ceil_div(tiles, blocks);
     const int64_t input_plane = in_block * input_stride_ + kPad, grad_plane = in_block * grad_stride_ + kPad;
     const auto options = at::TensorOptions().dtype(kComputeDtype<T>);
-    const at::Tensor zeros = zeros({std::max(input_.depth, grad_output_.depth)}, options);
+    const at::Tensor outside = zeros({std::max(input_.depth, grad_output_.depth)}, options);
     at::Tensor transformed = empty({planes * (input_plane + grad_plane)}, options);
     at::Tensor sums = zeros({planes * sums_stride_}, options);
     Element* inputs = transformed.mutable_data_ptr<Element>();
     Element* grads = inputs + planes * input_plane;
     Element* sums_data = sums.mutable_data_ptr<Element>();
-    const T* zeros_data = data_of<T>(zeros);
+    const T* zeros_data = data_of<T>(outside);
     std::vector<int64_t> offsets(in_block);
     for (int64_t t = 0; t < in_block; ++t) offsets[t] = t * input_stride_;
 
@@ -301,15 +302,16 @@ class WinogradGradWeightRun {
                 Element* sums) const {
     const int64_t lane = lanes_.first_lane(block), lanes = lanes_.first_lane(block + 1) - lane;
     for (int64_t k = 0; k < grad_output_.depth; k += tile_.rows)
-      kernel_.conv2d_grad_weight({grads + k, grad_stride_, inputs + lane, offsets, tiles,
-                                  sums + k * input_stride_ + lane, input_stride_, tile_.rows,
-                                  static_cast<int>(std::min<int64_t>(tile_.rows, grad_output_.depth - k)),
-                                  static_cast<int>(lanes / lanes_.width), lanes});
+      product_.conv2d_grad_weight({grads + k, grad_stride_, inputs + lane, offsets, tiles,
+                                   sums + k * input_stride_ + lane, input_stride_, tile_.rows,
+                                   static_cast<int>(std::min<int64_t>(tile_.rows, grad_output_.depth - k)),
+                                   static_cast<int>(lanes / lanes_.width), lanes});
   }
 
   const Conv2dGeometry& g_;
   WinogradSize size_;
   const KernelSet<T>& kernel_;
+  const KernelSet<Element>& product_;
   ImageView<T> input_, grad_output_;
   Element* grad_weight_;
   GradWeightTile tile_;

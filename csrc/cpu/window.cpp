@@ -25,7 +25,7 @@ void copy_rows(const T* source, int64_t source_stride, Copy* target, int64_t row
       std::memset(target + length, 0, sizeof(T) * (padded - length));
     }
   } else {
-    kernels().of<T>().conv2d_widen({source, source_stride, target, padded, rows, length, padded});
+    kernels().of<T>().conv2d_widen({source, source_stride, target, padded, rows, length, padded, nullptr, false});
   }
 }
 

@@ -71,7 +71,8 @@ struct Conv2dPackArgs {
   bool pairs;          // only where the table's conv2d_pair is 2
 };
 
-// target[row][i] = source[row][i] for i < length; zeros from there up to `padded`
+// target[row][i] = source[row][i] for i < length; zeros from there up to `padded`. In pairs, the source's element is
+// the lower half of the target's, and second's the upper half.
 template <typename T>
 struct Conv2dWidenArgs {
   const T* source;  // [rows, source_stride]
@@ -79,9 +80,12 @@ struct Conv2dWidenArgs {
   Compute<T>* target;  // [rows, target_stride]
   int64_t target_stride;
   int64_t rows, length, padded;
+  const T* second;  // as source, or null for zeros
+  bool pairs;       // only where the table's conv2d_pair is 2
 };
 
-// grad_weight[k][lane] += sum over pixels p of grad_output[p][k] * input[input_offsets[p] + lane]
+// grad_weight[k][lane] += sum over pixels p of grad_output[p][k] * input[input_offsets[p] + lane]. Where the table's
+// conv2d_pair is 2, an element of grad_output and input is a pair of bfloat16, of two pixels, and both products count.
 template <typename T>
 struct Conv2dGradWeightArgs {
   const T* grad_panel;  // [pixels, grad_stride]: `rows` output channels of each, those beyond valid_rows anything

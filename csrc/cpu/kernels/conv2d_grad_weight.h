@@ -1,11 +1,12 @@
 // Gradient of the weight: lanes are (kernel column, input channel), neighbours in NHWC, and broadcasts are output
-// channels, so the result comes out in the order of channels_last weights. Included once per instruction set.
+// channels, so the result comes out in the order of channels_last weights. Included once per instruction set. T is the
+// type of what an element holds: pairs of bfloat16 are as wide as what they are computed in.
 
 namespace fastcnn::cpu::FASTCNN_ISA {
 namespace {
 
 template <typename T, int Rows, int Vectors>
-void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<T>& a) {
+void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<Compute<T>>& a) {
   using V = Vec<T>;
   using Reg = typename V::Reg;
   constexpr int kWidth = V::kWidth;
@@ -16,9 +17,9 @@ void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<T>& a) {
   for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) acc[m][v] = V::zero();
-  const T* grad = a.grad_panel;
+  const Compute<T>* grad = a.grad_panel;
   for (int64_t p = 0; p < a.pixels; ++p) {
-    const T* in = a.input + a.input_offsets[p];
+    const Compute<T>* in = a.input + a.input_offsets[p];
     Reg x[Vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) x[v] = V::load(in + v * kWidth);
@@ -36,7 +37,7 @@ void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<T>& a) {
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) {
     if (m >= a.valid_rows) break;
-    T* out = a.grad_weight + m * a.row_stride;
+    Compute<T>* out = a.grad_weight + m * a.row_stride;
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
       if (v < Vectors - 1 || last == kWidth) {
@@ -49,7 +50,7 @@ void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<T>& a) {
 }
 
 template <typename T, int Rows, int Vectors>
-void conv2d_grad_weight_vectors(const Conv2dGradWeightArgs<T>& a) {
+void conv2d_grad_weight_vectors(const Conv2dGradWeightArgs<Compute<T>>& a) {
   if (a.vectors == Vectors) {
     conv2d_grad_weight_tile<T, Rows, Vectors>(a);
   } else if constexpr (Vectors > 1) {
@@ -66,7 +67,7 @@ constexpr int max_vectors_for() {
 }
 
 template <typename T>
-void conv2d_grad_weight(const Conv2dGradWeightArgs<T>& a) {
+void conv2d_grad_weight(const Conv2dGradWeightArgs<Compute<T>>& a) {
   switch (a.rows) {
     case 4:
       return conv2d_grad_weight_vectors<T, 4, max_vectors_for<4>()>(a);

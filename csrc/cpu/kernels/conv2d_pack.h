@@ -101,8 +101,29 @@ void conv2d_pack(const Conv2dPackArgs<T>& a) {
   }
 }
 
+#ifdef __AVX512BF16__
+void conv2d_widen_pairs(const Conv2dWidenArgs<BFloat16>& a) {
+  constexpr int kWidth = Vec<float>::kWidth;
+  const auto load = [](const BFloat16* p, int n) {
+    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(Vec<float>::first(n), p));
+  };
+  for (int64_t row = 0; row < a.rows; ++row)
+    for (int64_t i = 0; i < a.padded; i += kWidth) {
+      const int64_t at = row * a.source_stride + i, left = a.length - i, room = a.padded - i;
+      const int valid = static_cast<int>(left < 0 ? 0 : left < kWidth ? left : kWidth);
+      __m512i pairs = load(a.source + at, valid);
+      if (a.second != nullptr) pairs = _mm512_or_si512(pairs, _mm512_slli_epi32(load(a.second + at, valid), 16));
+      _mm512_mask_storeu_epi32(a.target + row * a.target_stride + i,
+                               Vec<float>::first(static_cast<int>(room < kWidth ? room : kWidth)), pairs);
+    }
+}
+#endif
+
 template <typename T>
 void conv2d_widen(const Conv2dWidenArgs<T>& a) {
+#ifdef __AVX512BF16__
+  if (a.pairs) return conv2d_widen_pairs(a);
+#endif
   using V = Vec<T>;
   for (int64_t row = 0; row < a.rows; ++row) {
     const T* source = a.source + row * a.source_stride;

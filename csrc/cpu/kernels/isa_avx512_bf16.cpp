@@ -4,6 +4,7 @@
 // clang-format off
 #include "kernel_table.h"
 #include "conv2d_direct.h"
+#include "conv2d_grad_weight.h"
 #include "conv2d_pack.h"
 // clang-format on
 
@@ -15,6 +16,8 @@ KernelTable kernel_table_avx512_bf16() {
   table.bf16.conv2d_pair = 2;
   table.bf16.conv2d_direct = &avx512_bf16::conv2d_direct<BFloat16>;
   table.bf16.conv2d_pack = &avx512_bf16::conv2d_pack<BFloat16>;
+  table.bf16.conv2d_widen = &avx512_bf16::conv2d_widen<BFloat16>;
+  table.bf16.conv2d_grad_weight = &avx512_bf16::conv2d_grad_weight<BFloat16>;
   return table;
 }
 

@@ -42,7 +42,7 @@ struct KernelSet {
   int width;             // of a register, in elements of the type that T is computed in
   int max_vectors;       // registers of lanes in a convolution's tile
   int (*rows_for)(int);  // pixels (or output channels) in a tile of that many registers
-  int conv2d_pair;       // neighbours along the depth that conv2d_direct takes at once: 1 or 2
+  int conv2d_pair;       // numbers in an element of what conv2d_direct and conv2d_grad_weight multiply: 1 or 2
 #define FASTCNN_SLOT(name, Args) void (*name)(const Args<T>&);
   FASTCNN_ELEMENT_KERNELS(FASTCNN_SLOT)
 #undef FASTCNN_SLOT
