@@ -63,8 +63,7 @@ FASTCNN_API void fastcnn_conv2d_counts(int pass, int algorithm, const fastcnn::C
   std::copy(result.begin(), result.end(), counts);
 }
 FASTCNN_API int fastcnn_conv2d_choice(int pass, const fastcnn::Conv2dGeometry* g) {
-  return static_cast<int>(
-      fastcnn::cpu::choose_conv2d(static_cast<fastcnn::cpu::Conv2dPass>(pass), *g, /*is_float32=*/true));
+  return static_cast<int>(fastcnn::cpu::choose_conv2d(static_cast<fastcnn::cpu::Conv2dPass>(pass), *g, at::kFloat));
 }
 
 // Bytes of freed blocks that are kept for later tensors, and giving them back to the system.

@@ -20,7 +20,7 @@ _LIBRARY = _PACKAGE / "lib" / "libfastcnn.so"
 _CUDA_LIBRARY = _PACKAGE / "lib" / "libfastcnn_cuda.so"
 _BUILD_INFO = _PACKAGE / "_build_info.json"
 
-_CAPABILITIES = ("baseline", "avx2", "avx512", "amx")
+_CAPABILITIES = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 
 # The functions of csrc/c_api.cpp: name, result, arguments.
 _SIGNATURES: list[tuple[str, Any, list[Any]]] = [

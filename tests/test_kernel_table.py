@@ -34,6 +34,7 @@ def _batch_norm() -> None:
 # Runs within another kernel's call and leaves no record of its own.
 PARTS = {
     "conv2d_pack": "conv2d_direct",
+    "conv2d_widen": "conv2d_grad_weight",
     "conv2d_winograd_input": "winograd_f4x3",
     "conv2d_winograd_grad_output": "winograd_f4x3",
     "conv2d_winograd_weight": "winograd_f4x3",
@@ -48,7 +49,6 @@ CALLS: dict[str, Callable[[], Any]] = {
     "winograd_f4x3": _conv2d(16, 16, algorithm="winograd_f4x3"),
     "conv2d_grad_output": _conv2d(16, 16),
     "conv2d_depthwise": _conv2d(8, 8, 8),
-    "conv2d_depthwise_grad_input": _conv2d(8, 8, 8),
     "conv2d_depthwise_grad_weight": _conv2d(8, 8, 8),
     "fma_peak": lambda: _library.load().fastcnn_fma_gflops(),
     "max_pool2d": _pool2d(ops.max_pool2d, 2),

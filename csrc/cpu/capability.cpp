@@ -6,7 +6,8 @@
 namespace fastcnn::cpu {
 namespace {
 
-constexpr const char* kLevels[] = {"baseline", "avx2", "avx512", "amx"};
+constexpr const char* kLevels[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
+constexpr int kHighest = 4;
 
 int detect_level() {
 #if defined(__x86_64__)
@@ -14,7 +15,7 @@ int detect_level() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return avx512 ? 2 : avx2 ? 1 : 0;
+  return avx512 && __builtin_cpu_supports("avx512bf16") ? 3 : avx512 ? 2 : avx2 ? 1 : 0;
 #else
   return 0;
 #endif
@@ -24,16 +25,20 @@ int detect_level() {
 [[maybe_unused]] int cap_level() {
   const char* asked = std::getenv("FASTCNN_CPU_CAPABILITY");
   if (asked != nullptr)
-    for (int level = 0; level < 4; ++level)
+    for (int level = 0; level <= kHighest; ++level)
       if (std::strcmp(asked, kLevels[level]) == 0) return level;
-  return 3;
+  return kHighest;
 }
 
 const KernelTable& choose() {
 #if defined(__x86_64__)
   const int detected = detect_level(), cap = cap_level();
   const int level = detected < cap ? detected : cap;
-  if (level >= 2) return kernel_table_avx512();
+  if (level >= 3) {
+    static const KernelTable with_bf16 = kernel_table_avx512_bf16();
+    return with_bf16;
+  }
+  if (level == 2) return kernel_table_avx512();
   if (level == 1) return kernel_table_avx2();
 #endif
   return kernel_table_baseline();

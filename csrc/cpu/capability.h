@@ -5,6 +5,6 @@
 namespace fastcnn::cpu {
 
 const KernelTable& kernels();       // the table in use
-const char* detected_capability();  // what the CPU has: "baseline", "avx2" or "avx512"
+const char* detected_capability();  // what the CPU has: "baseline", "avx2", "avx512" or "avx512_bf16"
 
 }  // namespace fastcnn::cpu

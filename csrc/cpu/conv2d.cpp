@@ -16,8 +16,15 @@ namespace {
 
 constexpr auto kNhwc = at::MemoryFormat::ChannelsLast;
 
-// Depthwise weights [c, 1, kernel_h, kernel_w] as [kernel_h, kernel_w, c].
-at::Tensor depthwise_lanes(const at::Tensor& weight) { return weight.squeeze(1).permute({1, 2, 0}).contiguous(); }
+// Depthwise weights [c, 1, kernel_h, kernel_w] whose channels are neighbours.
+at::Tensor depthwise_lanes(const at::Tensor& weight) {
+  return weight.permute({1, 2, 3, 0}).contiguous().permute({3, 0, 1, 2});
+}
+// A depthwise layer is one problem, of which the kernel keeps the channels apart.
+Conv2dGeometry as_one_group(Conv2dGeometry g) {
+  g.groups = 1;
+  return g;
+}
 
 template <typename T>
 std::vector<GatherConv<T>> forward_problems(const Conv2dGeometry& g, const at::Tensor& input, const at::Tensor& weight,
@@ -40,9 +47,9 @@ std::vector<GatherConv<T>> forward_problems(const Conv2dGeometry& g, const at::T
     problems.push_back(p);
     GatherConv<T>& q = problems.back();
     q.image.data += group * g.group_in() * p.image.stride_c;
-    q.weight = weight.const_data_ptr<T>() + group * g.group_out() * weight.stride(0);
+    q.weight = data_of<T>(weight) + group * g.group_out() * weight.stride(0);
     q.bias = bias != nullptr ? bias + group * g.group_out() : nullptr;
-    q.output = output.mutable_data_ptr<T>() + group * g.group_out();
+    q.output = mutable_data_of<T>(output) + group * g.group_out();
   }
   return problems;
 }
@@ -82,8 +89,8 @@ std::vector<GatherConv<T>> grad_input_problems(const Conv2dGeometry& g, const at
         problems.push_back(p);
         GatherConv<T>& q = problems.back();
         q.image.data += group * g.group_out() * p.image.stride_c;
-        q.weight = weight.const_data_ptr<T>() + group * g.group_out() * weight.stride(0);
-        q.output = grad_input.mutable_data_ptr<T>() + ph * row + pw * g.in_channels + group * g.group_in();
+        q.weight = data_of<T>(weight) + group * g.group_out() * weight.stride(0);
+        q.output = mutable_data_of<T>(grad_input) + ph * row + pw * g.in_channels + group * g.group_in();
       }
     }
   return problems;
@@ -108,10 +115,11 @@ at::Tensor forward(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const at:
   at::Tensor output = empty({g.batch, g.out_channels, g.out_h, g.out_w}, input.options(), kNhwc);
   if (output.numel() == 0) return output;
   const at::Tensor dense_bias = bias.has_value() && bias->defined() ? bias->contiguous() : at::Tensor();
-  const T* bias_data = dense_bias.defined() ? dense_bias.const_data_ptr<T>() : nullptr;
+  const T* bias_data = dense_bias.defined() ? data_of<T>(dense_bias) : nullptr;
   if (g.depthwise()) {
     backends::record_kernel("conv2d_depthwise");
-    depthwise_forward<T>(g, input.contiguous(kNhwc), depthwise_lanes(weight), bias_data, relu, output);
+    conv2d_depthwise(forward_problems<T>(as_one_group(g), input.contiguous(kNhwc), depthwise_lanes(weight), bias_data,
+                                         relu, output));
   } else {
     const at::Tensor image = winograd_size(algorithm) ? input.contiguous(kNhwc) : input;
     run_problems(algorithm, forward_problems<T>(g, image, weight, bias_data, relu, output));
@@ -125,25 +133,26 @@ at::Tensor grad_input(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const 
   at::Tensor result = empty({g.batch, g.in_channels, g.in_h, g.in_w}, grad_output.options(), kNhwc);
   if (result.numel() == 0) return result;
   if (g.depthwise()) {
-    backends::record_kernel("conv2d_depthwise_grad_input");
-    depthwise_grad_input<T>(g, grad_output, depthwise_lanes(weight), result);
+    backends::record_kernel("conv2d_depthwise");
+    conv2d_depthwise(grad_input_problems<T>(as_one_group(g), grad_output, depthwise_lanes(weight), result));
   } else {
     run_problems(algorithm, grad_input_problems<T>(g, grad_output, weight, result));
   }
   return result;
 }
 
+// In the type that T is computed in.
 template <typename T>
 at::Tensor grad_weight(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const at::Tensor& grad_output,
                        const at::Tensor& input) {
   if (g.depthwise()) {
     backends::record_kernel("conv2d_depthwise_grad_weight");
-    at::Tensor lanes = zeros({g.kernel_h, g.kernel_w, g.in_channels},
-                             grad_output.options().memory_format(at::MemoryFormat::Contiguous));
+    at::Tensor lanes = zeros({g.kernel_h, g.kernel_w, g.in_channels}, kComputeDtype<T>);
     if (g.batch > 0) depthwise_grad_weight<T>(g, grad_output, input.contiguous(kNhwc), lanes);
     return lanes.permute({2, 0, 1}).unsqueeze(1);
   }
-  at::Tensor result = empty({g.out_channels, g.group_in(), g.kernel_h, g.kernel_w}, grad_output.options(), kNhwc);
+  at::Tensor result = empty({g.out_channels, g.group_in(), g.kernel_h, g.kernel_w},
+                            at::device(at::kCPU).dtype(kComputeDtype<T>), kNhwc);
   if (const auto size = winograd_size(algorithm); size && g.batch > 0) {
     backends::record_kernel(algorithm_name(algorithm));
     conv2d_grad_weight_winograd<T>(g, *size, grad_output, input.contiguous(kNhwc), result);
@@ -157,9 +166,8 @@ at::Tensor grad_weight(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const
 // The algorithm for a pass that `run` computes: by the rule, or by measuring where that is switched on.
 template <typename Run>
 Conv2dAlgorithm algorithm_for(Conv2dPass pass, const Conv2dGeometry& g, at::ScalarType dtype, const Run& run) {
-  const bool is_float32 = dtype == at::kFloat;
-  if (!conv2d_autotunes(g, is_float32)) return choose_conv2d(pass, g, is_float32);
-  return conv2d_autotuned(pass, g, [&](Conv2dAlgorithm algorithm) { run(algorithm); });
+  if (!conv2d_autotunes(g, dtype)) return choose_conv2d(pass, g, dtype);
+  return conv2d_autotuned(pass, g, dtype, [&](Conv2dAlgorithm algorithm) { run(algorithm); });
 }
 
 at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -173,8 +181,7 @@ at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight, const s
   const auto compute = [&](Conv2dAlgorithm algorithm) -> at::Tensor {
     if (algorithm == Conv2dAlgorithm::aten)
       return fallback::conv2d(input, weight, bias, stride, padding, dilation, groups, activation);
-    if (dtype == at::kDouble) return forward<double>(g, algorithm, input, weight, bias, relu);
-    return forward<float>(g, algorithm, to_compute(input), to_compute(weight), to_compute(bias), relu).to(dtype);
+    return with_element(dtype, [&]<typename T>() { return forward<T>(g, algorithm, input, weight, bias, relu); });
   };
   return compute(algorithm_for(Conv2dPass::forward, g, dtype, compute)).contiguous(format);
 }
@@ -213,16 +220,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(const at::Ten
   if (!is_covered(dtype))
     return fallback::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups, output_mask,
                                      activated);
-  auto [by_input, by_weight, by_bias] =
-      dtype == at::kDouble
-          ? backward<double>(g, dtype, grad_output, input, weight, activated.value_or(at::Tensor()), output_mask)
-          : backward<float>(g, dtype, to_compute(grad_output), to_compute(input), to_compute(weight),
-                            to_compute(activated).value_or(at::Tensor()), output_mask);
+  auto [by_input, by_weight, by_bias] = with_element(dtype, [&]<typename T>() {
+    return backward<T>(g, dtype, grad_output, input, weight, activated.value_or(at::Tensor()), output_mask);
+  });
   // The gradients take the formats that torch's take: channels_last where input or weight is.
   const bool nhwc = input.suggest_memory_format() == kNhwc || weight.suggest_memory_format() == kNhwc;
   const auto format = nhwc ? kNhwc : at::MemoryFormat::Contiguous;
   const auto none = [&] { return empty({0}, input.options()); };
-  return {output_mask[0] ? by_input.to(dtype).contiguous(format) : none(),
+  return {output_mask[0] ? by_input.contiguous(format) : none(),
           output_mask[1] ? by_weight.to(dtype).contiguous(format) : none(),
           output_mask[2] ? by_bias.to(dtype) : none()};
 }

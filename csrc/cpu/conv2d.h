@@ -1,5 +1,5 @@
-// The CPU side of conv2d: one file an algorithm. Each takes validated geometry and tensors of one dtype (float or
-// double), NHWC where it says so.
+// The CPU side of conv2d: one file an algorithm. Each takes validated geometry and tensors of one dtype, NHWC where it
+// says so. T is the tensors' element type; what is packed, transformed or summed up is of the type T is computed in.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -10,6 +10,7 @@
 #include "../common/backends.h"
 #include "../common/geometry.h"
 #include "capability.h"
+#include "dtypes.h"
 
 namespace fastcnn::cpu {
 
@@ -105,12 +106,14 @@ struct GradWeightTile {
 template <typename T>
 GradWeightTile choose_grad_weight_tile(const KernelSet<T>& kernel, int64_t runs, int64_t run_length, int64_t outputs);
 
-// Elements of T that rows [i0, i1) of one image's windows need, and the copy of them, with zeros outside the image.
+// Elements that rows [i0, i1) of one image's windows need, and the copy of them, with zeros outside the image. The copy
+// is of the image's type or of that which it is computed in; its pixels lie `pitch` elements apart, with zeros between.
 int64_t window_rows_size(const WindowGrid& grid, int64_t rows, int64_t depth);
-template <typename T>
-void copy_window_rows(const ImageView<T>& image, const WindowGrid& grid, int64_t n, int64_t i0, int64_t i1, T* dst);
+template <typename T, typename Copy>
+void copy_window_rows(const ImageView<T>& image, const WindowGrid& grid, int64_t n, int64_t i0, int64_t i1,
+                      int64_t pitch, Copy* dst);
 
-// grad_output is NHWC; the results are channels_last.
+// grad_output is NHWC; the results are channels_last, in the type that T is computed in.
 template <typename T>
 void conv2d_grad_weight_direct(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& input,
                                at::Tensor& grad_weight);
@@ -118,18 +121,16 @@ template <typename T>
 void conv2d_grad_weight_winograd(const Conv2dGeometry& g, WinogradSize size, const at::Tensor& grad_output,
                                  const at::Tensor& input, at::Tensor& grad_weight);
 // grad_output as dense NHWC, where a fused ReLU's output is given zero where that is not above zero, and if asked for
-// its sums over images and positions.
+// its sums over images and positions, in the type that T is computed in.
 template <typename T>
 std::tuple<at::Tensor, at::Tensor> conv2d_grad_output(const at::Tensor& grad_output, const at::Tensor& activated,
                                                       bool sums);
 
-// All tensors NHWC, weights [kernel_h, kernel_w, channels].
+// As conv2d_direct, but each lane convolves the image's channel of its number: depth_stride and lane_stride are unused,
+// the weights' lanes are neighbours, and so are the image's channels.
 template <typename T>
-void depthwise_forward(const Conv2dGeometry& g, const at::Tensor& input, const at::Tensor& weight, const T* bias,
-                       bool relu, at::Tensor& output);
-template <typename T>
-void depthwise_grad_input(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& weight,
-                          at::Tensor& grad_input);
+void conv2d_depthwise(const std::vector<GatherConv<T>>& problems);
+// All tensors NHWC; adds onto the gradient [kernel_h, kernel_w, channels], which is of the type T is computed in.
 template <typename T>
 void depthwise_grad_weight(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& input,
                            at::Tensor& grad_weight);

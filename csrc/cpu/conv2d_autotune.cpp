@@ -43,10 +43,12 @@ std::string cpu_name() {
   return "unknown";
 }
 
-std::string key_of(Conv2dPass pass, const Conv2dGeometry& g, const std::vector<Conv2dAlgorithm>& candidates) {
+std::string key_of(Conv2dPass pass, const Conv2dGeometry& g, at::ScalarType dtype,
+                   const std::vector<Conv2dAlgorithm>& candidates) {
   static const std::string machine = cpu_name() + "," + TORCH_VERSION;
   std::ostringstream key;
-  key << machine << ',' << kernels().isa << ",t" << at::get_num_threads() << ",p" << static_cast<int>(pass);
+  key << machine << ',' << kernels().isa << ",t" << at::get_num_threads() << ",p" << static_cast<int>(pass) << ','
+      << c10::toString(dtype);
   for (const int64_t v : {g.batch, g.in_channels, g.in_h, g.in_w, g.out_channels, g.kernel_h, g.kernel_w, g.stride_h,
                           g.stride_w, g.pad_h, g.pad_w, g.dilation_h, g.dilation_w, g.groups})
     key << ',' << v;
@@ -96,16 +98,16 @@ Conv2dAlgorithm measure(const std::vector<Conv2dAlgorithm>& candidates,
 
 }  // namespace
 
-bool conv2d_autotunes(const Conv2dGeometry& g, bool is_float32) {
+bool conv2d_autotunes(const Conv2dGeometry& g, at::ScalarType dtype) {
   const backends::Switches& switches = backends::current();
-  return switches.autotune && is_float32 && !g.depthwise() && g.batch > 0 && !switches.batch_invariant &&
+  return switches.autotune && dtype != at::kDouble && !g.depthwise() && g.batch > 0 && !switches.batch_invariant &&
          switches.conv2d_algorithm == Conv2dAlgorithm::automatic && !at::globalContext().deterministicAlgorithms();
 }
 
-Conv2dAlgorithm conv2d_autotuned(Conv2dPass pass, const Conv2dGeometry& g,
+Conv2dAlgorithm conv2d_autotuned(Conv2dPass pass, const Conv2dGeometry& g, at::ScalarType dtype,
                                  const std::function<void(Conv2dAlgorithm)>& run) {
-  const std::vector<Conv2dAlgorithm> candidates = conv2d_candidates(pass, g);
-  const std::string key = key_of(pass, g, candidates);
+  const std::vector<Conv2dAlgorithm> candidates = conv2d_candidates(pass, g, dtype);
+  const std::string key = key_of(pass, g, dtype, candidates);
   {
     const std::lock_guard<std::mutex> lock(mutex);
     static const bool read = [] {

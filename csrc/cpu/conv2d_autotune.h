@@ -8,10 +8,10 @@
 namespace fastcnn::cpu {
 
 // Whether the switches ask for it: never where results must be the same in every run, or an algorithm is forced.
-bool conv2d_autotunes(const Conv2dGeometry& g, bool is_float32);
+bool conv2d_autotunes(const Conv2dGeometry& g, at::ScalarType dtype);
 
 // The fastest of the candidates; `run` computes the pass by one of them.
-Conv2dAlgorithm conv2d_autotuned(Conv2dPass pass, const Conv2dGeometry& g,
+Conv2dAlgorithm conv2d_autotuned(Conv2dPass pass, const Conv2dGeometry& g, at::ScalarType dtype,
                                  const std::function<void(Conv2dAlgorithm)>& run);
 
 }  // namespace fastcnn::cpu

@@ -20,11 +20,32 @@ constexpr Conv2dAlgorithm kChoices[] = {Conv2dAlgorithm::direct, Conv2dAlgorithm
                                         Conv2dAlgorithm::winograd_f2x3, Conv2dAlgorithm::winograd_f2x5,
                                         Conv2dAlgorithm::aten};
 
-double estimate(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeometry& g) {
+// How the types as wide as half a float32 compare with it: Winograd's algorithm is the same. Where the direct kernels
+// take products in pairs, so does torch; elsewhere its convolutions are up to a hundred times slower.
+constexpr double kPairedAten = 0.45, kPairedGradWeight = 0.65;
+// Layers of fewer input channels have their weight gradient computed without pairs.
+constexpr int64_t kPairedChannels = 8;
+// A depthwise layer's outputs from which on torch's own kernel, which takes longer to start, is faster.
+constexpr int64_t kDepthwiseAtenOutputs = 300'000;
+
+bool takes_pairs(at::ScalarType dtype) { return dtype == at::kBFloat16 && kernels().bf16.conv2d_pair == 2; }
+
+// The share of a direct kernel's products that are left to do in pairs.
+double paired_products(Conv2dPass pass, const Conv2dGeometry& g) {
+  if (pass == Conv2dPass::grad_weight) return g.group_in() < kPairedChannels ? 1 : kPairedGradWeight;
+  const int64_t depth = pass == Conv2dPass::forward ? g.group_in() : g.group_out();
+  return static_cast<double>(ceil_div(depth, 2)) / static_cast<double>(depth);
+}
+
+double estimate(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeometry& g, at::ScalarType dtype) {
   const Conv2dCounts counts = conv2d_counts(pass, algorithm, g);
   const auto& costs = kConv2dCosts[kernels().f32.width >= 16][static_cast<int>(pass)][static_cast<int>(algorithm)];
   double time = 0;
   for (size_t i = 0; i < counts.size(); ++i) time += counts[i] * costs[i];
+  if (takes_pairs(dtype)) {
+    if (algorithm == Conv2dAlgorithm::aten) return kPairedAten * time;
+    if (algorithm == Conv2dAlgorithm::direct) time -= (1 - paired_products(pass, g)) * counts[1] * costs[1];
+  }
   return time;
 }
 
@@ -90,28 +111,36 @@ Conv2dCounts conv2d_counts(Conv2dPass pass, Conv2dAlgorithm algorithm, const Con
   return {problems, kMillion * products, kMillion * input, kMillion * output, kMillion * groups * weights * cold};
 }
 
-std::vector<Conv2dAlgorithm> conv2d_candidates(Conv2dPass pass, const Conv2dGeometry& g) {
+std::vector<Conv2dAlgorithm> conv2d_candidates(Conv2dPass pass, const Conv2dGeometry& g, at::ScalarType dtype) {
   const backends::Switches& switches = backends::current();
   std::vector<Conv2dAlgorithm> candidates;
   for (const Conv2dAlgorithm algorithm : kChoices) {
     if (!conv2d_applies(pass, algorithm, g) || (winograd_size(algorithm) && !switches.winograd)) continue;
     if (algorithm == Conv2dAlgorithm::aten && (!switches.fallback || switches.batch_invariant)) continue;
+    if (algorithm == Conv2dAlgorithm::aten && dtype != at::kFloat && !takes_pairs(dtype)) continue;
     candidates.push_back(algorithm);
   }
   return candidates;
 }
 
-Conv2dAlgorithm choose_conv2d(Conv2dPass pass, const Conv2dGeometry& g, bool is_float32) {
+Conv2dAlgorithm choose_conv2d(Conv2dPass pass, const Conv2dGeometry& g, at::ScalarType dtype) {
   const backends::Switches& switches = backends::current();
   if (switches.conv2d_algorithm != Conv2dAlgorithm::automatic)
     return conv2d_applies(pass, switches.conv2d_algorithm, g) ? switches.conv2d_algorithm : Conv2dAlgorithm::direct;
-  if (!is_float32 || g.depthwise()) return Conv2dAlgorithm::direct;
+  if (dtype == at::kDouble) return Conv2dAlgorithm::direct;
+  if (g.depthwise()) {
+    const bool large = g.batch * g.out_channels * g.out_h * g.out_w >= kDepthwiseAtenOutputs;
+    const bool aten =
+        pass == Conv2dPass::forward && large && conv2d_candidates(pass, g, dtype).back() == Conv2dAlgorithm::aten;
+    return aten ? Conv2dAlgorithm::aten : Conv2dAlgorithm::direct;
+  }
   Conv2dGeometry layer = g;
   if (switches.batch_invariant) layer.batch = kInvariantBatch;
   Conv2dAlgorithm best = Conv2dAlgorithm::direct;
   double least = std::numeric_limits<double>::max();
-  for (const Conv2dAlgorithm algorithm : conv2d_candidates(pass, g)) {
-    const double time = estimate(pass, algorithm, layer) / (algorithm == Conv2dAlgorithm::aten ? kAtenMargin : 1);
+  for (const Conv2dAlgorithm algorithm : conv2d_candidates(pass, g, dtype)) {
+    const double time =
+        estimate(pass, algorithm, layer, dtype) / (algorithm == Conv2dAlgorithm::aten ? kAtenMargin : 1);
     if (time < least) least = time, best = algorithm;
   }
   return best;

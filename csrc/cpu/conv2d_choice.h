@@ -1,6 +1,8 @@
 // Which algorithm a convolution takes: what the switches force or forbid, else the one of the least estimated time. The
 // estimate is linear in a few counts; its coefficients are fitted by benchmarks/conv2d_rule.py.
 #pragma once
+#include <c10/core/ScalarType.h>
+
 #include <array>
 #include <vector>
 
@@ -20,7 +22,7 @@ bool conv2d_applies(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeom
 
 Conv2dCounts conv2d_counts(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeometry& g);
 // The algorithms that apply and that the switches allow, in a fixed order.
-std::vector<Conv2dAlgorithm> conv2d_candidates(Conv2dPass pass, const Conv2dGeometry& g);
-Conv2dAlgorithm choose_conv2d(Conv2dPass pass, const Conv2dGeometry& g, bool is_float32);
+std::vector<Conv2dAlgorithm> conv2d_candidates(Conv2dPass pass, const Conv2dGeometry& g, at::ScalarType dtype);
+Conv2dAlgorithm choose_conv2d(Conv2dPass pass, const Conv2dGeometry& g, at::ScalarType dtype);
 
 }  // namespace fastcnn::cpu

@@ -1,86 +1,96 @@
-// Driver of the depthwise kernels: rows of the result over the threads, channels for the weight's gradient.
+// Driver of the depthwise kernels: rows of the result over the threads. The weight gradient sums parts of the rows,
+// whose number depends on the sizes alone, and so does the order of additions.
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+
 #include "conv2d.h"
+#include "memory.h"
 
 namespace fastcnn::cpu {
 namespace {
 
 constexpr int64_t kGrainElements = 16 * 1024;  // results a thread takes at least
+constexpr int64_t kGradParts = 16;             // sums that run side by side and are added in order at the end
 
-template <typename T>
-Conv2dDepthwiseArgs<T> make_args(const Conv2dGeometry& g, const at::Tensor& input, const at::Tensor& weight,
-                                 const T* bias, bool relu, at::Tensor& output) {
-  return {input.const_data_ptr<T>(),
-          weight.const_data_ptr<T>(),
-          bias,
-          output.mutable_data_ptr<T>(),
-          g.in_channels,
-          g.in_h,
-          g.in_w,
-          g.out_h,
-          g.out_w,
-          g.kernel_h,
-          g.kernel_w,
-          g.stride_h,
-          g.stride_w,
-          g.pad_h,
-          g.pad_w,
-          g.dilation_h,
-          g.dilation_w,
-          0,
-          0,
-          relu};
-}
-
-template <typename T>
-void over_rows(Conv2dDepthwiseArgs<T> args, int64_t rows, int64_t row_elements,
-               void (*kernel)(const Conv2dDepthwiseArgs<T>&)) {
-  at::parallel_for(0, rows, std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, row_elements)),
-                   [&](int64_t begin, int64_t end) {
-                     Conv2dDepthwiseArgs<T> part = args;
-                     part.row_begin = begin;
-                     part.row_end = end;
-                     kernel(part);
-                   });
+std::vector<Conv2dDepthwiseRun> make_runs(const WindowGrid& grid) {
+  std::vector<Conv2dDepthwiseRun> runs;
+  for (const Tap& t : grid.taps) {
+    if (!runs.empty()) {
+      Conv2dDepthwiseRun& run = runs.back();
+      const int64_t step = t.weight_offset - run.weight_offset;
+      if (t.h == run.h && t.w == run.w + run.count && (run.count == 1 || step == run.count * run.weight_step)) {
+        if (run.count == 1) run.weight_step = step;
+        ++run.count;
+        continue;
+      }
+    }
+    runs.push_back({t.h, t.w, 1, t.weight_offset, 0});
+  }
+  return runs;
 }
 
 }  // namespace
 
 template <typename T>
-void depthwise_forward(const Conv2dGeometry& g, const at::Tensor& input, const at::Tensor& weight, const T* bias,
-                       bool relu, at::Tensor& output) {
-  over_rows(make_args<T>(g, input, weight, bias, relu, output), g.batch * g.out_h, g.out_w * g.in_channels,
-            kernels().of<T>().conv2d_depthwise);
-}
-
-template <typename T>
-void depthwise_grad_input(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& weight,
-                          at::Tensor& grad_input) {
-  over_rows(make_args<T>(g, grad_output, weight, nullptr, false, grad_input), g.batch * g.in_h, g.in_w * g.in_channels,
-            kernels().of<T>().conv2d_depthwise_grad_input);
+void conv2d_depthwise(const std::vector<GatherConv<T>>& problems) {
+  for (const GatherConv<T>& p : problems) {
+    const std::vector<Conv2dDepthwiseRun> runs = make_runs(p.grid);
+    const int64_t row_elements = std::max<int64_t>(1, p.grid.cols * p.lanes);
+    at::parallel_for(0, p.image.batch * p.grid.rows, std::max<int64_t>(1, kGrainElements / row_elements),
+                     [&](int64_t begin, int64_t end) {
+                       kernels().of<T>().conv2d_depthwise({p.image.data,
+                                                           p.image.stride_n,
+                                                           p.image.stride_h,
+                                                           p.image.stride_w,
+                                                           p.image.height,
+                                                           p.image.width,
+                                                           p.weight,
+                                                           p.bias,
+                                                           p.output,
+                                                           p.out_stride_n,
+                                                           p.out_stride_h,
+                                                           p.out_stride_w,
+                                                           p.grid.rows,
+                                                           p.grid.cols,
+                                                           p.lanes,
+                                                           p.grid.step_h,
+                                                           p.grid.step_w,
+                                                           runs.data(),
+                                                           static_cast<int64_t>(runs.size()),
+                                                           p.grid.min_w(),
+                                                           p.grid.max_w(),
+                                                           begin,
+                                                           end,
+                                                           p.relu});
+                     });
+  }
 }
 
 template <typename T>
 void depthwise_grad_weight(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& input,
                            at::Tensor& grad_weight) {
-  const auto& kernel = kernels().of<T>();
-  const int64_t groups = ceil_div(g.in_channels, kernel.width);
-  at::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
-    kernel.conv2d_depthwise_grad_weight(
-        {input.const_data_ptr<T>(), grad_output.const_data_ptr<T>(), grad_weight.mutable_data_ptr<T>(), g.batch,
-         g.in_channels, g.in_h, g.in_w, g.out_h, g.out_w, g.kernel_h, g.kernel_w, g.stride_h, g.stride_w, g.pad_h,
-         g.pad_w, g.dilation_h, g.dilation_w, begin * kernel.width, std::min(end * kernel.width, g.in_channels)});
+  const int64_t rows = g.batch * g.out_h, size = g.kernel_h * g.kernel_w * g.in_channels;
+  const int64_t row_elements = std::max<int64_t>(1, g.out_w * g.in_channels);
+  const int64_t parts = std::clamp<int64_t>(rows * row_elements / kGrainElements, 1, std::min(rows, kGradParts));
+  at::Tensor sums = zeros({parts, size}, kComputeDtype<T>);
+  auto* sums_data = sums.mutable_data_ptr<Compute<T>>();
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part)
+      kernels().of<T>().conv2d_depthwise_grad_weight(
+          {data_of<T>(input), data_of<T>(grad_output), sums_data + part * size, g.in_channels, g.in_h, g.in_w, g.out_h,
+           g.out_w, g.kernel_h, g.kernel_w, g.stride_h, g.stride_w, g.pad_h, g.pad_w, g.dilation_h, g.dilation_w,
+           rows * part / parts, rows * (part + 1) / parts});
   });
+  auto* result = grad_weight.mutable_data_ptr<Compute<T>>();
+  for (int64_t i = 0; i < size; ++i)
+    for (int64_t part = 0; part < parts; ++part) result[i] += sums_data[part * size + i];
 }
 
-#define FASTCNN_INSTANTIATE(T)                                                                                     \
-  template void depthwise_forward<T>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&, const T*, bool,  \
-                                     at::Tensor&);                                                                 \
-  template void depthwise_grad_input<T>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&, at::Tensor&); \
+#define FASTCNN_INSTANTIATE(T)                                          \
+  template void conv2d_depthwise<T>(const std::vector<GatherConv<T>>&); \
   template void depthwise_grad_weight<T>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&, at::Tensor&);
-FASTCNN_INSTANTIATE(float)
-FASTCNN_INSTANTIATE(double)
+FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)
 #undef FASTCNN_INSTANTIATE
 
 }  // namespace fastcnn::cpu

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "conv2d.h"
 #include "memory.h"
@@ -31,6 +32,20 @@ std::vector<Conv2dSegment> split_chains(const std::vector<Conv2dSegment>& runs) 
   return segments;
 }
 
+// A convolution of one tap is one over the pixels that it reads.
+template <typename T>
+GatherConv<T> without_gaps(GatherConv<T> p) {
+  WindowGrid& g = p.grid;
+  if (g.taps.size() != 1 || (g.step_h == 1 && g.step_w == 1) || g.min_h() < 0 || g.min_w() < 0 ||
+      (g.rows - 1) * g.step_h + g.max_h() >= p.image.height || (g.cols - 1) * g.step_w + g.max_w() >= p.image.width)
+    return p;
+  p.image.data += g.min_h() * p.image.stride_h + g.min_w() * p.image.stride_w;
+  p.image.height = g.rows, p.image.width = g.cols;
+  p.image.stride_h *= g.step_h, p.image.stride_w *= g.step_w;
+  g.step_h = g.step_w = 1, g.taps[0].h = g.taps[0].w = 0;
+  return p;
+}
+
 // The reduction as runs of neighbouring elements, for rows `row_stride` and columns `depth`-or-more apart.
 std::vector<Conv2dSegment> make_segments(const WindowGrid& grid, int64_t depth, int64_t row_stride, int64_t col_stride,
                                          int64_t origin) {
@@ -47,11 +62,11 @@ std::vector<Conv2dSegment> make_segments(const WindowGrid& grid, int64_t depth, 
 }
 
 template <typename T>
-at::Tensor pack_weights(const GatherConv<T>& p, const LaneBlocks& blocks, const at::TensorOptions& options) {
+at::Tensor pack_weights(const GatherConv<T>& p, const LaneBlocks& blocks) {
   const auto& kernel = kernels().of<T>();
-  const int64_t reduction = static_cast<int64_t>(p.grid.taps.size()) * p.image.depth;
-  at::Tensor packed = empty({std::max<int64_t>(1, blocks.padded_lanes() * reduction)}, options);
-  T* data = packed.mutable_data_ptr<T>();
+  const int64_t reduction = static_cast<int64_t>(p.grid.taps.size()) * ceil_div(p.image.depth, kernel.conv2d_pair);
+  at::Tensor packed = empty({std::max<int64_t>(1, blocks.padded_lanes() * reduction)}, kComputeDtype<T>);
+  auto* data = packed.mutable_data_ptr<Compute<T>>();
   std::vector<int64_t> tap_offsets;
   for (const Tap& t : p.grid.taps) tap_offsets.push_back(t.weight_offset);
   const int64_t block_size = std::max<int64_t>(1, packed.numel() / std::max<int64_t>(1, blocks.count));
@@ -60,7 +75,7 @@ at::Tensor pack_weights(const GatherConv<T>& p, const LaneBlocks& blocks, const 
       const int64_t lane = blocks.first_lane(b), padded = blocks.first_lane(b + 1) - lane;
       kernel.conv2d_pack({p.weight + lane * p.lane_stride, p.lane_stride, p.depth_stride, p.image.depth,
                           tap_offsets.data(), static_cast<int64_t>(tap_offsets.size()),
-                          std::min(padded, p.lanes - lane), padded, data + lane * reduction});
+                          std::min(padded, p.lanes - lane), padded, data + lane * reduction, kernel.conv2d_pair == 2});
     }
   });
   return packed;
@@ -73,8 +88,8 @@ struct Chunks {
   int64_t count;
 
   template <typename T>
-  static Chunks plan(const GatherConv<T>& p, int64_t threads) {
-    const int64_t image_bytes = window_rows_size(p.grid, p.grid.rows, p.image.depth) * static_cast<int64_t>(sizeof(T));
+  static Chunks plan(const GatherConv<T>& p, int64_t depth, int64_t threads) {
+    const int64_t image_bytes = window_rows_size(p.grid, p.grid.rows, depth) * static_cast<int64_t>(sizeof(Compute<T>));
     const int64_t wanted = std::max<int64_t>(1, threads * 2);
     Chunks c{};
     c.images = std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(1, image_bytes), 1,
@@ -92,43 +107,51 @@ struct Chunks {
   }
 };
 
+// The kernel's element is of the type that T is computed in, or a pair of T as wide as that. The input is copied where
+// its elements are others, or where windows reach beyond the image.
 template <typename T>
 class DirectRun {
+  using Element = Compute<T>;
+
  public:
-  DirectRun(const GatherConv<T>& p, const at::TensorOptions& options)
-      : p_(p),
+  explicit DirectRun(const GatherConv<T>& p)
+      : p_(without_gaps(p)),
         kernel_(kernels().of<T>()),
         blocks_(p.lanes, kernel_.width, kernel_.max_vectors),
-        packed_(pack_weights(p, blocks_, options)) {
-    const WindowGrid& g = p.grid;
-    const bool inside = g.min_h() >= 0 && g.min_w() >= 0 && (g.rows - 1) * g.step_h + g.max_h() < p.image.height &&
-                        (g.cols - 1) * g.step_w + g.max_w() < p.image.width;
-    copies_ = !inside || (p.image.stride_c != 1 && p.image.depth > 1);
+        packed_(pack_weights(p, blocks_)),
+        pair_(kernel_.conv2d_pair),
+        depth_(ceil_div(p.image.depth, pair_)) {
+    const WindowGrid& g = p_.grid;
+    const ImageView<T>& image = p_.image;
+    const bool inside = g.min_h() >= 0 && g.min_w() >= 0 && (g.rows - 1) * g.step_h + g.max_h() < image.height &&
+                        (g.cols - 1) * g.step_w + g.max_w() < image.width;
+    const bool as_it_is = pair_ == 1 ? std::is_same_v<T, Element>
+                                     : (image.depth | image.stride_n | image.stride_h | image.stride_w) % pair_ == 0;
+    copies_ = !inside || !as_it_is || (image.stride_c != 1 && image.depth > 1);
     if (copies_) {
-      col_stride_ = p.image.depth;
+      col_stride_ = depth_;
       row_stride_ = col_stride_ * ((g.cols - 1) * g.step_w + g.max_w() - g.min_w() + 1);
-      segments_ =
-          make_segments(g, p.image.depth, row_stride_, col_stride_, g.min_h() * row_stride_ + g.min_w() * col_stride_);
+      segments_ = make_segments(g, depth_, row_stride_, col_stride_, g.min_h() * row_stride_ + g.min_w() * col_stride_);
     } else {
-      col_stride_ = p.image.stride_w;
-      row_stride_ = p.image.stride_h;
-      segments_ = make_segments(g, p.image.depth, row_stride_, col_stride_, 0);
+      col_stride_ = image.stride_w / pair_;
+      row_stride_ = image.stride_h / pair_;
+      segments_ = make_segments(g, depth_, row_stride_, col_stride_, 0);
     }
   }
 
-  void run(const at::TensorOptions& options) {
+  void run() {
     const int64_t threads = at::get_num_threads();
-    const Chunks chunks = Chunks::plan(p_, threads);
+    const Chunks chunks = Chunks::plan(p_, depth_, threads);
     // Few chunks: the threads share a chunk's lanes, each one with an input copy of its own.
     const int64_t lane_parts = std::clamp<int64_t>(ceil_div(threads, chunks.count), 1, blocks_.count);
-    const int64_t scratch_size = copies_ ? chunks.images * window_rows_size(p_.grid, chunks.rows, p_.image.depth) : 0;
-    at::Tensor scratch = empty({threads, scratch_size}, options);
-    T* scratch_data = scratch_size > 0 ? scratch.mutable_data_ptr<T>() : nullptr;
+    const int64_t scratch_size = copies_ ? chunks.images * window_rows_size(p_.grid, chunks.rows, depth_) : 0;
+    at::Tensor scratch = empty({threads, scratch_size}, kComputeDtype<T>);
+    Element* scratch_data = scratch_size > 0 ? scratch.mutable_data_ptr<Element>() : nullptr;
     at::parallel_for(0, chunks.count * lane_parts, 1, [&](int64_t begin, int64_t end) {
-      T* buffer = scratch_data + at::get_thread_num() * scratch_size;
+      Element* buffer = scratch_data + at::get_thread_num() * scratch_size;
       std::vector<int64_t> in_offsets, out_offsets;
       for (int64_t task = begin; task < end; ++task) {
-        const T* input = prepare(chunks, task / lane_parts, buffer, in_offsets, out_offsets);
+        const Element* input = prepare(chunks, task / lane_parts, buffer, in_offsets, out_offsets);
         const int64_t part = task % lane_parts;
         multiply(input, in_offsets, out_offsets, blocks_.count * part / lane_parts,
                  blocks_.count * (part + 1) / lane_parts);
@@ -138,8 +161,8 @@ class DirectRun {
 
  private:
   // Copies a chunk's input where it has to be, and lists where each pixel's window and output begin.
-  const T* prepare(const Chunks& chunks, int64_t chunk, T* buffer, std::vector<int64_t>& in_offsets,
-                   std::vector<int64_t>& out_offsets) const {
+  const Element* prepare(const Chunks& chunks, int64_t chunk, Element* buffer, std::vector<int64_t>& in_offsets,
+                         std::vector<int64_t>& out_offsets) const {
     const WindowGrid& g = p_.grid;
     const int64_t n0 = chunks.images > 1 ? chunk * chunks.images : chunk / chunks.per_image;
     const int64_t n1 = std::min(n0 + chunks.images, p_.image.batch);
@@ -147,12 +170,12 @@ class DirectRun {
     const int64_t i1 = std::min(i0 + chunks.rows, g.rows);
     in_offsets.clear();
     out_offsets.clear();
-    const int64_t image_size = window_rows_size(g, i1 - i0, p_.image.depth);
+    const int64_t image_size = window_rows_size(g, i1 - i0, depth_);
     for (int64_t n = n0; n < n1; ++n) {
-      if (copies_) copy_window_rows(p_.image, g, n, i0, i1, buffer + (n - n0) * image_size);
+      if (copies_) copy(n, i0, i1, buffer + (n - n0) * image_size);
       for (int64_t i = i0; i < i1; ++i) {
         const int64_t in_row = copies_ ? (n - n0) * image_size + (i - i0) * g.step_h * row_stride_
-                                       : n * p_.image.stride_n + i * g.step_h * row_stride_;
+                                       : n * (p_.image.stride_n / pair_) + i * g.step_h * row_stride_;
         const int64_t out_row = n * p_.out_stride_n + i * p_.out_stride_h;
         for (int64_t j = 0; j < g.cols; ++j) {
           in_offsets.push_back(in_row + j * g.step_w * col_stride_);
@@ -160,13 +183,21 @@ class DirectRun {
         }
       }
     }
-    return copies_ ? buffer : p_.image.data;
+    return copies_ ? buffer : reinterpret_cast<const Element*>(p_.image.data);
   }
 
-  void multiply(const T* input, const std::vector<int64_t>& in_offsets, const std::vector<int64_t>& out_offsets,
+  void copy(int64_t n, int64_t i0, int64_t i1, Element* buffer) const {
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      if (pair_ == 2)
+        return copy_window_rows(p_.image, p_.grid, n, i0, i1, 2 * depth_, reinterpret_cast<BFloat16*>(buffer));
+    }
+    copy_window_rows(p_.image, p_.grid, n, i0, i1, depth_, buffer);
+  }
+
+  void multiply(const Element* input, const std::vector<int64_t>& in_offsets, const std::vector<int64_t>& out_offsets,
                 int64_t first_block, int64_t last_block) const {
-    const int64_t reduction = static_cast<int64_t>(p_.grid.taps.size()) * p_.image.depth;
-    const T* packed = packed_.template const_data_ptr<T>();
+    const int64_t reduction = static_cast<int64_t>(p_.grid.taps.size()) * depth_;
+    const Element* packed = packed_.template const_data_ptr<Element>();
     for (int64_t b = first_block; b < last_block; ++b) {
       const int64_t vector = blocks_.first_vector(b), lane = vector * blocks_.width;
       const int vectors = static_cast<int>(blocks_.first_vector(b + 1) - vector);
@@ -178,10 +209,11 @@ class DirectRun {
     }
   }
 
-  const GatherConv<T>& p_;
+  const GatherConv<T> p_;
   const KernelSet<T>& kernel_;
   LaneBlocks blocks_;
   at::Tensor packed_;
+  int64_t pair_, depth_;  // neighbouring channels in an element, elements of a pixel
   std::vector<Conv2dSegment> segments_;
   bool copies_;
   int64_t row_stride_, col_stride_;
@@ -195,12 +227,12 @@ std::vector<Conv2dSegment> chained_segments(int64_t length) {
 
 template <typename T>
 void conv2d_direct(const std::vector<GatherConv<T>>& problems) {
-  const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
   for (const GatherConv<T>& p : problems)
-    if (p.image.batch > 0 && p.grid.rows > 0 && p.grid.cols > 0) DirectRun<T>(p, options).run(options);
+    if (p.image.batch > 0 && p.grid.rows > 0 && p.grid.cols > 0) DirectRun<T>(p).run();
 }
 
-template void conv2d_direct<float>(const std::vector<GatherConv<float>>&);
-template void conv2d_direct<double>(const std::vector<GatherConv<double>>&);
+#define FASTCNN_INSTANTIATE(T) template void conv2d_direct<T>(const std::vector<GatherConv<T>>&);
+FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)
+#undef FASTCNN_INSTANTIATE
 
 }  // namespace fastcnn::cpu

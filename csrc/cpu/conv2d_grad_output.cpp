@@ -30,9 +30,9 @@ std::tuple<at::Tensor, at::Tensor> conv2d_grad_output(const at::Tensor& grad_out
   const at::Tensor result = copies ? empty(source.sizes(), source.options(), kNhwc) : source;
   const int64_t parts = ceil_div(rows, kPartRows);
   const at::Tensor partial = zeros({sums ? parts : 0, channels}, at::kDouble);
-  const T* grad_data = source.const_data_ptr<T>();
-  const T* mask_data = mask.defined() ? mask.const_data_ptr<T>() : nullptr;
-  T* result_data = copies ? result.mutable_data_ptr<T>() : nullptr;
+  const T* grad_data = data_of<T>(source);
+  const T* mask_data = mask.defined() ? data_of<T>(mask) : nullptr;
+  T* result_data = copies ? mutable_data_of<T>(result) : nullptr;
   double* partial_data = sums ? partial.mutable_data_ptr<double>() : nullptr;
   const KernelSet<T>& kernel = kernels().of<T>();
   at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
@@ -45,17 +45,19 @@ std::tuple<at::Tensor, at::Tensor> conv2d_grad_output(const at::Tensor& grad_out
     }
   });
   if (!sums) return {result, at::Tensor()};
-  at::Tensor total = empty({channels}, source.options().memory_format(at::MemoryFormat::Contiguous));
-  T* total_data = total.mutable_data_ptr<T>();
+  at::Tensor total = empty({channels}, kComputeDtype<T>);
+  auto* total_data = total.mutable_data_ptr<Compute<T>>();
   for (int64_t c = 0; c < channels; ++c) {
     double sum = 0;
     for (int64_t p = 0; p < parts; ++p) sum += partial_data[p * channels + c];
-    total_data[c] = static_cast<T>(sum);
+    total_data[c] = static_cast<Compute<T>>(sum);
   }
   return {result, total};
 }
 
-template std::tuple<at::Tensor, at::Tensor> conv2d_grad_output<float>(const at::Tensor&, const at::Tensor&, bool);
-template std::tuple<at::Tensor, at::Tensor> conv2d_grad_output<double>(const at::Tensor&, const at::Tensor&, bool);
+#define FASTCNN_INSTANTIATE(T) \
+  template std::tuple<at::Tensor, at::Tensor> conv2d_grad_output<T>(const at::Tensor&, const at::Tensor&, bool);
+FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)
+#undef FASTCNN_INSTANTIATE
 
 }  // namespace fastcnn::cpu

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "../common/backends.h"
 #include "conv2d.h"
@@ -36,22 +37,25 @@ int64_t tile_cost(int64_t operations, int vectors, int rows) {
 // One group's problem, its chunks and the copy of a chunk's input.
 template <typename T>
 struct GradWeightProblem {
+  using Element = Compute<T>;
+
   const Conv2dGeometry& g;
   const KernelSet<T>& kernel;
   ImageView<T> input;    // one group's channels
   const T* grad_output;  // NHWC, at the group's first channel
-  T* grad_weight;        // [group_out, kernel_h, kernel_w, depth]
+  Element* grad_weight;  // [group_out, kernel_h, kernel_w, depth]
   WindowGrid grid;
-  bool copies;           // a chunk's input, with its halo; else it is read where it is
+  bool copies;           // a chunk's input, with its halo and as elements; else it is read where it is
   int64_t row_stride;    // of the copy, or of the input
   int64_t images, rows;  // of a chunk: whole images, or rows of one image
   int64_t image_size;    // of the copy
+  bool pairs;            // an element of the copy is a pair of T, of the same place in both halves of a chunk
 
   struct Chunk {
     int64_t n0, n1, i0, i1;
   };
 
-  GradWeightProblem(const Conv2dGeometry& g, const ImageView<T>& input, const T* grad_output, T* grad_weight)
+  GradWeightProblem(const Conv2dGeometry& g, const ImageView<T>& input, const T* grad_output, Element* grad_weight)
       : g(g), kernel(kernels().of<T>()), input(input), grad_output(grad_output), grad_weight(grad_weight) {
     grid.rows = g.out_h, grid.cols = g.out_w, grid.step_h = g.stride_h, grid.step_w = g.stride_w;
     for (int64_t kh = 0; kh < g.kernel_h; ++kh)
@@ -61,15 +65,17 @@ struct GradWeightProblem {
     const bool inside = grid.min_h() >= 0 && grid.min_w() >= 0 &&
                         (grid.rows - 1) * grid.step_h + grid.max_h() < input.height &&
                         (grid.cols - 1) * grid.step_w + grid.max_w() < input.width;
-    copies = !inside || input.stride_c != 1 || input.stride_w != input.depth || input.depth % kernel.width != 0;
+    copies = !std::is_same_v<T, Element> || !inside || input.stride_c != 1 || input.stride_w != input.depth ||
+             input.depth % kernel.width != 0;
     row_stride =
         copies ? input.depth * ((grid.cols - 1) * grid.step_w + grid.max_w() - grid.min_w() + 1) : input.stride_h;
   }
 
-  void choose_chunks(int64_t chunk_bytes) {
+  void choose_chunks(int64_t chunk_bytes, bool in_pairs) {
+    pairs = in_pairs;
     const int64_t image_elements =
         window_rows_size(grid, grid.rows, input.depth) + grid.rows * grid.cols * g.group_out();
-    const int64_t image_bytes = image_elements * static_cast<int64_t>(sizeof(T));
+    const int64_t image_bytes = image_elements * static_cast<int64_t>(sizeof(Element)) / (pairs ? 2 : 1);
     images = std::clamp<int64_t>(chunk_bytes / std::max<int64_t>(1, image_bytes), 1, g.batch);
     rows = images > 1 ? grid.rows : ceil_div(grid.rows, std::min(grid.rows, ceil_div(image_bytes, chunk_bytes)));
     image_size = window_rows_size(grid, rows, input.depth);
@@ -80,12 +86,45 @@ struct GradWeightProblem {
     const int64_t n = index / per_image * images, i = index % per_image * rows;
     return {n, std::min(n + images, g.batch), i, std::min(i + rows, grid.rows)};
   }
+  // The halves of a chunk in pairs: the second one is empty, as long as the first or an image or a row shorter. Else
+  // the first one is all.
+  Chunk first_half(Chunk c) const {
+    if (!pairs) return c;
+    c.n1 - c.n0 > 1 ? c.n1 = (c.n0 + c.n1 + 1) / 2 : c.i1 = (c.i0 + c.i1 + 1) / 2;
+    return c;
+  }
+  Chunk second_half(Chunk c) const {
+    c.n1 - c.n0 > 1 ? c.n0 = (c.n0 + c.n1 + 1) / 2 : c.i0 = (c.i0 + c.i1 + 1) / 2;
+    return c;
+  }
   // Elements of a chunk's copy; the last lanes' registers may reach beyond the last window.
-  int64_t copy_size() const { return copies ? images * image_size + kernel.width * kernel.max_vectors : 0; }
+  int64_t copy_size() const {
+    return copies ? (images + (pairs ? 1 : 0)) * image_size + kernel.width * kernel.max_vectors : 0;
+  }
   // Where a chunk's first window begins: in `copy`, into which its input is copied, or where it is.
-  const T* prepare(const Chunk& c, T* copy) const {
-    if (!copies) return input.data + c.n0 * input.stride_n + c.i0 * grid.step_h * input.stride_h;
-    for (int64_t n = c.n0; n < c.n1; ++n) copy_window_rows(input, grid, n, c.i0, c.i1, copy + (n - c.n0) * image_size);
+  const Element* prepare(const Chunk& c, Element* copy) const {
+    if constexpr (std::is_same_v<T, Element>)
+      if (!copies) return input.data + c.n0 * input.stride_n + c.i0 * grid.step_h * input.stride_h;
+    if constexpr (std::is_same_v<T, BFloat16>)
+      if (pairs) return prepare_pairs(c, copy);
+    for (int64_t n = c.n0; n < c.n1; ++n)
+      copy_window_rows(input, grid, n, c.i0, c.i1, input.depth, copy + (n - c.n0) * image_size);
+    return copy;
+  }
+  // Both halves' images go through the room of one image behind the copy.
+  const Element* prepare_pairs(const Chunk& c, Element* copy) const {
+    const Chunk a = first_half(c), b = second_half(c);
+    T* first = reinterpret_cast<T*>(copy + copy_size() - image_size);
+    T* second = first + image_size;
+    const int64_t size = window_rows_size(grid, a.i1 - a.i0, input.depth);
+    for (int64_t m = 0; m < a.n1 - a.n0; ++m) {
+      copy_window_rows(input, grid, a.n0 + m, a.i0, a.i1, input.depth, first);
+      const bool paired = b.n0 + m < b.n1 && b.i0 < b.i1;
+      const int64_t filled = paired ? window_rows_size(grid, b.i1 - b.i0, input.depth) : 0;
+      if (paired) copy_window_rows(input, grid, b.n0 + m, b.i0, b.i1, input.depth, second);
+      std::fill(second + filled, second + size, T{});
+      kernel.conv2d_widen({first, size, copy + m * image_size, size, 1, size, size, second, true});
+    }
     return copy;
   }
   int64_t pixels(const Chunk& c) const { return (c.n1 - c.n0) * (c.i1 - c.i0) * grid.cols; }
@@ -108,6 +147,8 @@ struct GradWeightProblem {
 // Few input channels: the sums of a fixed number of parts of the batch, each one in a copy of the result.
 template <typename T>
 class GradWeightTapsRun {
+  using Element = Compute<T>;
+
  public:
   explicit GradWeightTapsRun(GradWeightProblem<T>& p) : p_(p) {
     const Conv2dGeometry& g = p.g;
@@ -115,7 +156,7 @@ class GradWeightTapsRun {
       for (int64_t kw = 0; kw < g.kernel_w; ++kw)
         for (int64_t c = 0; c < p.input.depth; ++c)
           row_offsets_.push_back(kh * g.dilation_h * p.row_stride + kw * g.dilation_w * p.input.depth + c);
-    p_.choose_chunks(kTapsChunkBytes);
+    p_.choose_chunks(kTapsChunkBytes, false);
   }
 
   // For one pixel.
@@ -128,13 +169,13 @@ class GradWeightTapsRun {
   void run() {
     const int64_t channels = p_.g.group_out(), reduction = static_cast<int64_t>(row_offsets_.size());
     const int64_t chunks = p_.chunk_count(), parts = std::min(chunks, kTapsParts), size = reduction * channels;
-    const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
+    const auto options = at::TensorOptions().dtype(kComputeDtype<T>);
     at::Tensor sums = zeros({parts, size}, options);
     at::Tensor copies = empty({at::get_num_threads(), p_.copy_size()}, options);
-    T* sums_data = sums.mutable_data_ptr<T>();
-    T* copies_data = copies.mutable_data_ptr<T>();
+    Element* sums_data = sums.mutable_data_ptr<Element>();
+    Element* copies_data = copies.mutable_data_ptr<Element>();
     at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-      T* copy = copies_data + at::get_thread_num() * p_.copy_size();
+      Element* copy = copies_data + at::get_thread_num() * p_.copy_size();
       std::vector<int64_t> offsets;
       for (int64_t part = begin; part < end; ++part)
         for (int64_t c = chunks * part / parts; c < chunks * (part + 1) / parts; ++c)
@@ -142,15 +183,16 @@ class GradWeightTapsRun {
     });
     for (int64_t r = 0; r < reduction; ++r)
       for (int64_t k = 0; k < channels; ++k) {
-        T sum = 0;
+        Element sum = 0;
         for (int64_t part = 0; part < parts; ++part) sum += sums_data[part * size + r * channels + k];
         p_.grad_weight[k * reduction + r] = sum;
       }
   }
 
  private:
-  void add_chunk(const typename GradWeightProblem<T>::Chunk& c, T* copy, std::vector<int64_t>& offsets, T* sums) const {
-    const T* input = p_.prepare(c, copy);
+  void add_chunk(const typename GradWeightProblem<T>::Chunk& c, Element* copy, std::vector<int64_t>& offsets,
+                 Element* sums) const {
+    const Element* input = p_.prepare(c, copy);
     p_.list_offsets(c, offsets);
     const int64_t channels = p_.g.group_out();
     const int64_t vectors = ceil_div(channels, p_.kernel.width), blocks = ceil_div(vectors, p_.kernel.max_vectors);
@@ -171,24 +213,26 @@ class GradWeightTapsRun {
 // and lanes through the whole batch with a copy of the input of its own, so that threads meet only at the end.
 template <typename T>
 class GradWeightRun {
+  using Element = Compute<T>;
+
  public:
   explicit GradWeightRun(GradWeightProblem<T>& p) : p_(p), g_(p.g) {
     choose_tile();
-    p_.choose_chunks(kChunkBytes);
+    p_.choose_chunks(kChunkBytes, p.kernel.conv2d_pair == 2);
   }
 
-  int64_t cost() const { return cost_; }  // for one pixel
+  int64_t cost() const { return cost_ / p_.kernel.conv2d_pair; }  // for one pixel
 
   void run() {
     const int64_t threads = at::get_num_threads();
     const int64_t panel_parts = std::min(threads, panel_count_);
     const int64_t lane_parts = std::min(ceil_div(threads, panel_parts), static_cast<int64_t>(blocks_.size()));
     const int64_t panels_size = ceil_div(panel_count_, panel_parts) * panel_rows_ * p_.images * p_.rows * p_.grid.cols;
-    const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
+    const auto options = at::TensorOptions().dtype(kComputeDtype<T>);
     at::Tensor scratch = empty({threads, p_.copy_size() + panels_size}, options);
-    T* scratch_data = scratch.mutable_data_ptr<T>();
+    Element* scratch_data = scratch.mutable_data_ptr<Element>();
     at::parallel_for(0, panel_parts * lane_parts, 1, [&](int64_t begin, int64_t end) {
-      T* copy = scratch_data + at::get_thread_num() * (p_.copy_size() + panels_size);
+      Element* copy = scratch_data + at::get_thread_num() * (p_.copy_size() + panels_size);
       std::vector<int64_t> offsets;
       for (int64_t part = begin; part < end; ++part) {
         const int64_t panel = part / lane_parts, lane = part % lane_parts;
@@ -229,49 +273,60 @@ class GradWeightRun {
   }
 
   void add_chunk(const typename GradWeightProblem<T>::Chunk& c, int64_t first_panel, int64_t last_panel,
-                 const std::vector<LaneBlock>& blocks, T* copy, T* panels, std::vector<int64_t>& offsets) const {
-    const int64_t pixels = p_.pixels(c);
+                 const std::vector<LaneBlock>& blocks, Element* copy, Element* panels,
+                 std::vector<int64_t>& offsets) const {
+    const auto half = p_.first_half(c);
+    const int64_t pixels = p_.pixels(half);
     // 1. The input with its halo, and the output's gradient in panels.
-    const T* input = p_.prepare(c, copy);
+    const Element* input = p_.prepare(c, copy);
     const T* grad = p_.grad_at(c, c.n0);
     for (int64_t panel = first_panel; panel < last_panel; ++panel)
-      if (is_packed(panel))
-        pack_panel(grad + panel * panel_rows_, pixels, g_.group_out() - panel * panel_rows_,
-                   panels + (panel - first_panel) * pixels * panel_rows_);
-    p_.list_offsets(c, offsets);
+      if (is_packed(panel)) pack_panel(c, panel * panel_rows_, panels + (panel - first_panel) * pixels * panel_rows_);
+    p_.list_offsets(half, offsets);
     // 2. The tiles: a block of lanes stays in cache while the panels pass.
     const int64_t row_stride = g_.kernel_h * g_.kernel_w * p_.input.depth;
     for (const LaneBlock& block : blocks)
       for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         const int64_t k = panel * panel_rows_;
         const bool packed = is_packed(panel);
-        p_.kernel.conv2d_grad_weight({packed ? panels + (panel - first_panel) * pixels * panel_rows_ : grad + k,
-                                      packed ? panel_rows_ : g_.out_channels, input + block.in_offset, offsets.data(),
-                                      pixels, p_.grad_weight + k * row_stride + block.out_offset, row_stride,
-                                      panel_rows_, static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)),
-                                      block.vectors, block.lanes});
+        const Element* rows =
+            packed ? panels + (panel - first_panel) * pixels * panel_rows_ : reinterpret_cast<const Element*>(grad + k);
+        p_.kernel.conv2d_grad_weight(
+            {rows, packed ? panel_rows_ : g_.out_channels, input + block.in_offset, offsets.data(), pixels,
+             p_.grad_weight + k * row_stride + block.out_offset, row_stride, panel_rows_,
+             static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)), block.vectors, block.lanes});
       }
   }
 
-  // Packing pays where many blocks of lanes read a panel, and is needed where its last rows are not there to read.
+  // Packing pays where many blocks of lanes read a panel, and is needed where its last rows are not there to read, or
+  // are no elements.
   bool is_packed(int64_t panel) const {
-    return blocks_.size() > kUnpackedBlocks || (panel + 1) * panel_rows_ > g_.group_out();
+    return !std::is_same_v<T, Element> || blocks_.size() > kUnpackedBlocks ||
+           (panel + 1) * panel_rows_ > g_.group_out();
   }
 
-  // A chunk's pixels lie one after the other: it is whole images, or rows of one.
-  void pack_panel(const T* grad, int64_t pixels, int64_t valid, T* panel) const {
-    switch (valid < panel_rows_ ? 0 : panel_rows_) {
+  // Output channels from k on. A chunk's pixels lie one after the other: it is whole images, or rows of one.
+  void pack_panel(const typename GradWeightProblem<T>::Chunk& c, int64_t k, Element* panel) const {
+    const int64_t all = p_.pixels(c), first = p_.pixels(p_.first_half(c)), both = p_.pairs ? all - first : first;
+    const int64_t valid = std::min<int64_t>(g_.group_out() - k, panel_rows_);
+    const T* grad = p_.grad_at(c, c.n0) + k;
+    if constexpr (std::is_same_v<T, Element>) {
+      switch (valid < panel_rows_ ? 0 : panel_rows_) {
 #define FASTCNN_PACK(rows) \
   case rows:               \
-    return pack_rows<rows>(grad, pixels, panel);
-      FASTCNN_PACK(4)
-      FASTCNN_PACK(5)
-      FASTCNN_PACK(6)
-      FASTCNN_PACK(8) FASTCNN_PACK(10)
+    return pack_rows<rows>(grad, all, panel);
+        FASTCNN_PACK(4)
+        FASTCNN_PACK(5)
+        FASTCNN_PACK(6)
+        FASTCNN_PACK(8)
+        FASTCNN_PACK(10)
 #undef FASTCNN_PACK
-          default : for (int64_t p = 0; p < pixels; ++p) for (int r = 0; r < panel_rows_; ++r)
-                        panel[p * panel_rows_ + r] = r < valid ? grad[p * g_.out_channels + r] : T(0);
+      }
     }
+    const T* second = p_.pairs ? grad + first * g_.out_channels : nullptr;
+    p_.kernel.conv2d_widen({grad, g_.out_channels, panel, panel_rows_, both, valid, panel_rows_, second, p_.pairs});
+    p_.kernel.conv2d_widen({grad + both * g_.out_channels, g_.out_channels, panel + both * panel_rows_, panel_rows_,
+                            first - both, valid, panel_rows_, nullptr, p_.pairs});
   }
 
   template <int kRows>
@@ -314,10 +369,10 @@ void conv2d_grad_weight_direct(const Conv2dGeometry& g, const at::Tensor& grad_o
     ImageView<T> view = image_view<T>(input);
     view.data += group * g.group_in() * view.stride_c;
     view.depth = g.group_in();
-    GradWeightProblem<T> problem(g, view, grad_output.const_data_ptr<T>() + group * g.group_out(),
-                                 grad_weight.mutable_data_ptr<T>() + group * group_weights);
+    GradWeightProblem<T> problem(g, view, data_of<T>(grad_output) + group * g.group_out(),
+                                 grad_weight.mutable_data_ptr<Compute<T>>() + group * group_weights);
     GradWeightRun<T> run(problem);
-    if (group_weights * static_cast<int64_t>(sizeof(T)) <= kTapsMaxBytes &&
+    if (group_weights * static_cast<int64_t>(sizeof(Compute<T>)) <= kTapsMaxBytes &&
         10 * GradWeightTapsRun<T>::cost(problem) <= 9 * run.cost()) {
       if (group == 0) backends::record_kernel("conv2d_grad_weight_taps");
       GradWeightTapsRun<T>(problem).run();
@@ -328,11 +383,10 @@ void conv2d_grad_weight_direct(const Conv2dGeometry& g, const at::Tensor& grad_o
   }
 }
 
-template GradWeightTile choose_grad_weight_tile<float>(const KernelSet<float>&, int64_t, int64_t, int64_t);
-template GradWeightTile choose_grad_weight_tile<double>(const KernelSet<double>&, int64_t, int64_t, int64_t);
-template void conv2d_grad_weight_direct<float>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&,
-                                               at::Tensor&);
-template void conv2d_grad_weight_direct<double>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&,
-                                                at::Tensor&);
+#define FASTCNN_INSTANTIATE(T)                                                                        \
+  template GradWeightTile choose_grad_weight_tile<T>(const KernelSet<T>&, int64_t, int64_t, int64_t); \
+  template void conv2d_grad_weight_direct<T>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&, at::Tensor&);
+FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)
+#undef FASTCNN_INSTANTIATE
 
 }  // namespace fastcnn::cpu

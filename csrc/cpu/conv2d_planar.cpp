@@ -14,6 +14,8 @@ constexpr int64_t kTaskRows = 16;       // output rows of one task at least, whe
 
 template <typename T>
 class PlanarRun {
+  using Element = Compute<T>;
+
  public:
   explicit PlanarRun(const GatherConv<T>& p) : p_(p), kernel_(kernels().of<T>()) {
     const WindowGrid& g = p.grid;
@@ -29,11 +31,10 @@ class PlanarRun {
     const int64_t plane = (rows + halo_) * row_stride_ + slack, results = rows * row_stride_ + slack;
     pack(plane);
     const int64_t scratch_size = p_.image.depth * plane + p_.lanes * results;
-    const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
-    const at::Tensor scratch = empty({threads, scratch_size}, options);
-    T* scratch_data = scratch.mutable_data_ptr<T>();
+    const at::Tensor scratch = empty({threads, scratch_size}, kComputeDtype<T>);
+    Element* scratch_data = scratch.mutable_data_ptr<Element>();
     at::parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
-      T* planes = scratch_data + at::get_thread_num() * scratch_size;
+      Element* planes = scratch_data + at::get_thread_num() * scratch_size;
       for (int64_t task = begin; task < end; ++task) {
         const int64_t n = task / parts, i = task % parts * rows, i_end = std::min(i + rows, p_.grid.rows);
         if (i >= i_end) continue;
@@ -53,31 +54,31 @@ class PlanarRun {
       for (const Tap& t : g.taps) {
         offsets_.push_back(d * plane + (t.h - g.min_h()) * row_stride_ + t.w - g.min_w());
         for (int64_t lane = 0; lane < p_.lanes; ++lane)
-          weight_.push_back(p_.weight[t.weight_offset + d * p_.depth_stride + lane * p_.lane_stride]);
+          weight_.push_back(widen(p_.weight[t.weight_offset + d * p_.depth_stride + lane * p_.lane_stride]));
       }
   }
 
   // Rows of windows [i, i_end) of an image, channel by channel, with zeros outside the image.
-  void copy_planes(int64_t n, int64_t i, int64_t i_end, int64_t plane, T* planes) const {
+  void copy_planes(int64_t n, int64_t i, int64_t i_end, int64_t plane, Element* planes) const {
     const ImageView<T>& image = p_.image;
     const int64_t first_h = i + p_.grid.min_h(), first_w = p_.grid.min_w(), height = i_end - i + halo_;
     const int64_t begin = std::clamp<int64_t>(-first_w, 0, row_stride_);
     const int64_t end = std::clamp<int64_t>(image.width - first_w, begin, row_stride_);
     for (int64_t d = 0; d < image.depth; ++d) {
-      T* row = planes + d * plane;
+      Element* row = planes + d * plane;
       for (int64_t y = 0; y < height; ++y, row += row_stride_) {
         const int64_t h = first_h + y;
         if (h < 0 || h >= image.height) {
-          std::fill(row, row + row_stride_, T(0));
+          std::fill(row, row + row_stride_, Element(0));
           continue;
         }
-        std::fill(row, row + begin, T(0));
-        std::fill(row + end, row + row_stride_, T(0));
+        std::fill(row, row + begin, Element(0));
+        std::fill(row + end, row + row_stride_, Element(0));
         const T* src = image.data + n * image.stride_n + h * image.stride_h + d * image.stride_c +
                        (first_w + begin) * image.stride_w;
-        for (int64_t x = begin; x < end; ++x, src += image.stride_w) row[x] = *src;
+        for (int64_t x = begin; x < end; ++x, src += image.stride_w) row[x] = widen(*src);
       }
-      std::fill(row, planes + (d + 1) * plane, T(0));  // read by tiles that run over, and never used
+      std::fill(row, planes + (d + 1) * plane, Element(0));  // read by tiles that run over, and never used
     }
   }
 
@@ -85,7 +86,7 @@ class PlanarRun {
   const KernelSet<T>& kernel_;
   int64_t row_stride_, halo_;
   std::vector<int64_t> offsets_;
-  std::vector<T> weight_;
+  std::vector<Element> weight_;
 };
 
 }  // namespace
@@ -102,9 +103,10 @@ void conv2d_planar(const GatherConv<T>& problem) {
   PlanarRun<T>(problem).run();
 }
 
-template bool conv2d_planar_applies<float>(const GatherConv<float>&);
-template bool conv2d_planar_applies<double>(const GatherConv<double>&);
-template void conv2d_planar<float>(const GatherConv<float>&);
-template void conv2d_planar<double>(const GatherConv<double>&);
+#define FASTCNN_INSTANTIATE(T)                                  \
+  template bool conv2d_planar_applies<T>(const GatherConv<T>&); \
+  template void conv2d_planar<T>(const GatherConv<T>&);
+FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)
+#undef FASTCNN_INSTANTIATE
 
 }  // namespace fastcnn::cpu

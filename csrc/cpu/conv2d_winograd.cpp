@@ -39,12 +39,15 @@ int64_t row_elements(const KernelSet<T>& kernel, int64_t channels) {
 
 template <typename T>
 class WinogradRun {
+  using Element = Compute<T>;
+
  public:
   WinogradRun(const GatherConv<T>& p, WinogradSize size)
       : p_(p),
         size_(size),
         kernel_(kernels().of<T>()),
-        options_(at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value)),
+        product_(kernels().of<Element>()),
+        options_(at::TensorOptions().dtype(kComputeDtype<T>)),
         blocks_(p.lanes, kernel_.width, kernel_.max_vectors),
         segments_(chained_segments(p.image.depth)),
         zeros_(zeros({p.image.depth}, options_)),
@@ -56,7 +59,7 @@ class WinogradRun {
 
   void run() {
     const int64_t weights = size_.planes() * blocks_.padded_lanes() * p_.image.depth;
-    if (weights * static_cast<int64_t>(sizeof(T)) <= kWeightsBytes) {
+    if (weights * static_cast<int64_t>(sizeof(Element)) <= kWeightsBytes) {
       run_by_tiles();
     } else {
       run_by_lanes();
@@ -67,10 +70,10 @@ class WinogradRun {
   // All weights are transformed first; then each thread takes blocks of tiles through all steps.
   void run_by_tiles() {
     const at::Tensor weights = empty({size_.planes() * weight_stride(0, blocks_.count)}, options_);
-    transform_weights(0, blocks_.count, weights.mutable_data_ptr<T>());
+    transform_weights(0, blocks_.count, weights.mutable_data_ptr<Element>());
     const int64_t threads = at::get_num_threads(),
                   row_stride = row_elements(kernel_, std::max(p_.image.depth, p_.lanes));
-    const int64_t tile_bytes = size_.planes() * row_stride * static_cast<int64_t>(sizeof(T));
+    const int64_t tile_bytes = size_.planes() * row_stride * static_cast<int64_t>(sizeof(Element));
     int64_t count = ceil_div(tiles_, std::clamp(kBlockBytes / tile_bytes, kMinTiles, kMaxTiles));
     // Every thread gets as many blocks; where tiles are few, the threads share a block's lanes instead.
     if (tiles_ >= threads * kMinTiles) count = ceil_div(count, threads) * threads;
@@ -80,10 +83,10 @@ class WinogradRun {
     // The products of a plane overwrite the transformed input of the plane before.
     const int64_t plane_stride = in_block * row_stride + kPad, scratch_size = (size_.planes() + 1) * plane_stride;
     const at::Tensor scratch = empty({threads, scratch_size}, options_);
-    T* scratch_data = scratch.mutable_data_ptr<T>();
+    Element* scratch_data = scratch.mutable_data_ptr<Element>();
     at::parallel_for(0, count * lane_parts, 1, [&](int64_t begin, int64_t end) {
-      T* buffer = scratch_data + at::get_thread_num() * scratch_size;
-      const Planes<T> products{buffer, plane_stride, row_stride},
+      Element* buffer = scratch_data + at::get_thread_num() * scratch_size;
+      const Planes<Element> products{buffer, plane_stride, row_stride},
           inputs{buffer + plane_stride, plane_stride, row_stride};
       for (int64_t task = begin; task < end; ++task) {
         const int64_t first = task / lane_parts * in_block, part = task % lane_parts;
@@ -92,8 +95,8 @@ class WinogradRun {
         const int64_t last_block = blocks_.count * (part + 1) / lane_parts;
         const int64_t lane = blocks_.first_lane(first_block);
         transform_input(block, inputs);
-        multiply(block.count, first_block, last_block, inputs, weights.const_data_ptr<T>() + lane * p_.image.depth,
-                 weight_stride(0, blocks_.count), products);
+        multiply(block.count, first_block, last_block, inputs,
+                 weights.const_data_ptr<Element>() + lane * p_.image.depth, weight_stride(0, blocks_.count), products);
         transform_output(block, first_block, last_block, products);
       }
     });
@@ -104,15 +107,15 @@ class WinogradRun {
     const int64_t threads = at::get_num_threads(), in_group = std::min(threads, blocks_.count);
     const int64_t input_row = row_elements(kernel_, p_.image.depth),
                   product_row = row_elements(kernel_, kernel_.max_vectors * kernel_.width);
-    const int64_t tile_bytes = size_.planes() * input_row * static_cast<int64_t>(sizeof(T));
+    const int64_t tile_bytes = size_.planes() * input_row * static_cast<int64_t>(sizeof(Element));
     const int64_t kept = std::clamp<int64_t>(kInputBytes / tile_bytes, 1, tiles_);
     const int64_t in_block = ceil_div(kept, ceil_div(kept, kLaneGroupTiles));
     const int64_t product_plane = in_block * product_row + kPad, scratch_size = size_.planes() * product_plane;
     const at::Tensor input = empty({size_.planes() * (kept * input_row + kPad)}, options_);
     const at::Tensor weights = empty({size_.planes() * (max_lanes(in_group) * p_.image.depth + kPad)}, options_);
     const at::Tensor scratch = empty({threads, scratch_size}, options_);
-    T* scratch_data = scratch.mutable_data_ptr<T>();
-    const Planes<T> inputs{input.mutable_data_ptr<T>(), kept * input_row + kPad, input_row};
+    Element* scratch_data = scratch.mutable_data_ptr<Element>();
+    const Planes<Element> inputs{input.mutable_data_ptr<Element>(), kept * input_row + kPad, input_row};
     const auto tiles = [&](int64_t begin, int64_t end) {
       return WinogradTiles{tiles_h_, tiles_w_, begin, end - begin};
     };
@@ -124,15 +127,17 @@ class WinogradRun {
       });
       for (int64_t group = 0; group < blocks_.count; group += in_group) {
         const int64_t group_end = std::min(group + in_group, blocks_.count);
-        transform_weights(group, group_end, weights.mutable_data_ptr<T>());
+        transform_weights(group, group_end, weights.mutable_data_ptr<Element>());
         at::parallel_for(0, (group_end - group) * blocks, 1, [&](int64_t begin, int64_t end) {
-          const Planes<T> products{scratch_data + at::get_thread_num() * scratch_size, product_plane, product_row};
+          const Planes<Element> products{scratch_data + at::get_thread_num() * scratch_size, product_plane,
+                                         product_row};
           for (int64_t task = begin; task < end; ++task) {
             const int64_t b = group + task / blocks, t = task % blocks * in_block,
                           t_end = std::min(t + in_block, count);
             const int64_t lane = blocks_.first_lane(b) - blocks_.first_lane(group);
-            multiply(t_end - t, b, b + 1, rows_from(inputs, t), weights.const_data_ptr<T>() + lane * p_.image.depth,
-                     weight_stride(group, group_end), products);
+            multiply(t_end - t, b, b + 1, rows_from(inputs, t),
+                     weights.const_data_ptr<Element>() + lane * p_.image.depth, weight_stride(group, group_end),
+                     products);
             transform_output(tiles(first + t, first + t_end), b, b + 1, products);
           }
         });
@@ -144,41 +149,42 @@ class WinogradRun {
   int64_t weight_stride(int64_t first_block, int64_t last_block) const {
     return (blocks_.first_lane(last_block) - blocks_.first_lane(first_block)) * p_.image.depth + kPad;
   }
-  static Planes<T> rows_from(const Planes<T>& p, int64_t row) {
+  static Planes<Element> rows_from(const Planes<Element>& p, int64_t row) {
     return {p.data + row * p.row_stride, p.plane_stride, p.row_stride};
   }
 
   // Into planes of [block of lanes][depth][lanes of the block].
-  void transform_weights(int64_t first_block, int64_t last_block, T* weights) const {
+  void transform_weights(int64_t first_block, int64_t last_block, Element* weights) const {
     const int64_t taps = static_cast<int64_t>(tap_offsets_.size()), depth = p_.image.depth;
     const int64_t first_lane = blocks_.first_lane(first_block), stride = weight_stride(first_block, last_block);
     const int64_t parts = ceil_div(depth, kDepthPart), packed_size = taps * kDepthPart * max_lanes(1);
     const at::Tensor packed = empty({at::get_num_threads(), packed_size}, options_);
-    T* packed_data = packed.mutable_data_ptr<T>();
+    Element* packed_data = packed.mutable_data_ptr<Element>();
     at::parallel_for(first_block * parts, last_block * parts, 1, [&](int64_t begin, int64_t end) {
-      T* buffer = packed_data + at::get_thread_num() * packed_size;
+      Element* buffer = packed_data + at::get_thread_num() * packed_size;
       for (int64_t task = begin; task < end; ++task) {
         const int64_t block = task / parts, d = task % parts * kDepthPart, lane = blocks_.first_lane(block);
         const int64_t lanes = blocks_.first_lane(block + 1) - lane, part_depth = std::min(kDepthPart, depth - d);
         kernel_.conv2d_pack({p_.weight + lane * p_.lane_stride + d * p_.depth_stride, p_.lane_stride, p_.depth_stride,
-                             part_depth, tap_offsets_.data(), taps, std::min(lanes, p_.lanes - lane), lanes, buffer});
+                             part_depth, tap_offsets_.data(), taps, std::min(lanes, p_.lanes - lane), lanes, buffer,
+                             false});
         kernel_.conv2d_winograd_weight({buffer, part_depth * lanes, size_.points, size_.kernel,
                                         weights + (lane - first_lane) * depth + d * lanes, stride});
       }
     });
   }
 
-  void transform_input(const WinogradTiles& tiles, const Planes<T>& transformed) const {
+  void transform_input(const WinogradTiles& tiles, const Planes<Element>& transformed) const {
     const ImageView<T>& image = p_.image;
     kernel_.conv2d_winograd_input({image.data, image.stride_n, image.stride_h, image.stride_w, image.height,
                                    image.width, image.depth, p_.grid.min_h(), p_.grid.min_w(), tiles, size_.points,
-                                   size_.kernel, zeros_.template const_data_ptr<T>(), transformed.data,
-                                   transformed.plane_stride, transformed.row_stride});
+                                   size_.kernel, data_of<T>(zeros_), transformed.data, transformed.plane_stride,
+                                   transformed.row_stride});
   }
 
   // One matrix product a plane, for the blocks' lanes; `weights` begins with the first block's.
-  void multiply(int64_t tiles, int64_t first_block, int64_t last_block, const Planes<T>& inputs, const T* weights,
-                int64_t weight_stride, const Planes<T>& products) const {
+  void multiply(int64_t tiles, int64_t first_block, int64_t last_block, const Planes<Element>& inputs,
+                const Element* weights, int64_t weight_stride, const Planes<Element>& products) const {
     std::vector<int64_t> input_offsets(tiles), product_offsets(tiles);
     for (int64_t t = 0; t < tiles; ++t)
       input_offsets[t] = t * inputs.row_stride, product_offsets[t] = t * products.row_stride;
@@ -186,16 +192,16 @@ class WinogradRun {
     for (int64_t plane = 0; plane < size_.planes(); ++plane)
       for (int64_t b = first_block; b < last_block; ++b) {
         const int64_t lane = blocks_.first_lane(b) - first_lane, lanes = blocks_.first_lane(b + 1) - first_lane - lane;
-        kernel_.conv2d_direct({inputs.data + plane * inputs.plane_stride, input_offsets.data(),
-                               products.data + plane * products.plane_stride + lane, product_offsets.data(), tiles,
-                               segments_.data(), static_cast<int64_t>(segments_.size()),
-                               weights + plane * weight_stride + lane * p_.image.depth, nullptr,
-                               static_cast<int>(lanes / blocks_.width), lanes, false});
+        product_.conv2d_direct({inputs.data + plane * inputs.plane_stride, input_offsets.data(),
+                                products.data + plane * products.plane_stride + lane, product_offsets.data(), tiles,
+                                segments_.data(), static_cast<int64_t>(segments_.size()),
+                                weights + plane * weight_stride + lane * p_.image.depth, nullptr,
+                                static_cast<int>(lanes / blocks_.width), lanes, false});
       }
   }
 
   void transform_output(const WinogradTiles& tiles, int64_t first_block, int64_t last_block,
-                        const Planes<T>& products) const {
+                        const Planes<Element>& products) const {
     const int64_t lane = blocks_.first_lane(first_block);
     kernel_.conv2d_winograd_output({products.data, products.plane_stride, products.row_stride, tiles, size_.points,
                                     size_.kernel, p_.bias != nullptr ? p_.bias + lane : nullptr, p_.relu,
@@ -206,6 +212,7 @@ class WinogradRun {
   const GatherConv<T>& p_;
   WinogradSize size_;
   const KernelSet<T>& kernel_;
+  const KernelSet<Element>& product_;
   at::TensorOptions options_;
   LaneBlocks blocks_;
   std::vector<Conv2dSegment> segments_;
@@ -218,12 +225,15 @@ class WinogradRun {
 // together, and its products are shared out by plane: what a thread adds to stays its own.
 template <typename T>
 class WinogradGradWeightRun {
+  using Element = Compute<T>;
+
  public:
   WinogradGradWeightRun(const Conv2dGeometry& g, WinogradSize size, const ImageView<T>& input,
-                        const ImageView<T>& grad_output, T* grad_weight)
+                        const ImageView<T>& grad_output, Element* grad_weight)
       : g_(g),
         size_(size),
         kernel_(kernels().of<T>()),
+        product_(kernels().of<Element>()),
         input_(input),
         grad_output_(grad_output),
         grad_weight_(grad_weight),
@@ -236,19 +246,19 @@ class WinogradGradWeightRun {
   void run() {
     const int64_t tiles_h = ceil_div(g_.out_h, size_.outputs()), tiles_w = ceil_div(g_.out_w, size_.outputs());
     const int64_t tiles = g_.batch * tiles_h * tiles_w, planes = size_.planes();
-    const int64_t sums_bytes = planes * sums_stride_ * static_cast<int64_t>(sizeof(T));
+    const int64_t sums_bytes = planes * sums_stride_ * static_cast<int64_t>(sizeof(Element));
     const int64_t most = sums_bytes > kManySumsBytes ? kManySumsTiles : kGradTiles;
     const int64_t blocks = ceil_div(tiles, most), in_block = ceil_div(tiles, blocks);
     const int64_t input_plane = in_block * input_stride_ + kPad, grad_plane = in_block * grad_stride_ + kPad;
-    const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
+    const auto options = at::TensorOptions().dtype(kComputeDtype<T>);
     const at::Tensor outside = zeros({std::max(input_.depth, grad_output_.depth)}, options);
     at::Tensor transformed = empty({planes * (input_plane + grad_plane)}, options);
     at::Tensor sums = zeros({planes * sums_stride_}, options);
-    T* inputs = transformed.mutable_data_ptr<T>();
-    T* grads = inputs + planes * input_plane;
-    T* sums_data = sums.mutable_data_ptr<T>();
-    const T* zeros_data = outside.const_data_ptr<T>();
-    std::vector<int64_t> offsets(in_block);
+    Element* inputs = transformed.mutable_data_ptr<Element>();
+    Element* grads = inputs + planes * input_plane;
+    Element* sums_data = sums.mutable_data_ptr<Element>();
+    const T* zeros_data = data_of<T>(outside);
+    std::vector<int64_t> offsets(in_block + kGradWeightAhead);
     for (int64_t t = 0; t < in_block; ++t) offsets[t] = t * input_stride_;
 
     for (int64_t first = 0; first < tiles; first += in_block) {
@@ -288,20 +298,22 @@ class WinogradGradWeightRun {
   }
 
  private:
-  void multiply(int64_t block, int64_t tiles, const int64_t* offsets, const T* inputs, const T* grads, T* sums) const {
+  void multiply(int64_t block, int64_t tiles, const int64_t* offsets, const Element* inputs, const Element* grads,
+                Element* sums) const {
     const int64_t lane = lanes_.first_lane(block), lanes = lanes_.first_lane(block + 1) - lane;
     for (int64_t k = 0; k < grad_output_.depth; k += tile_.rows)
-      kernel_.conv2d_grad_weight({grads + k, grad_stride_, inputs + lane, offsets, tiles,
-                                  sums + k * input_stride_ + lane, input_stride_, tile_.rows,
-                                  static_cast<int>(std::min<int64_t>(tile_.rows, grad_output_.depth - k)),
-                                  static_cast<int>(lanes / lanes_.width), lanes});
+      product_.conv2d_grad_weight({grads + k, grad_stride_, inputs + lane, offsets, tiles,
+                                   sums + k * input_stride_ + lane, input_stride_, tile_.rows,
+                                   static_cast<int>(std::min<int64_t>(tile_.rows, grad_output_.depth - k)),
+                                   static_cast<int>(lanes / lanes_.width), lanes});
   }
 
   const Conv2dGeometry& g_;
   WinogradSize size_;
   const KernelSet<T>& kernel_;
+  const KernelSet<Element>& product_;
   ImageView<T> input_, grad_output_;
-  T* grad_weight_;
+  Element* grad_weight_;
   GradWeightTile tile_;
   LaneBlocks lanes_;
   int64_t input_stride_, grad_stride_, sums_stride_;
@@ -316,7 +328,8 @@ void conv2d_grad_weight_winograd(const Conv2dGeometry& g, WinogradSize size, con
     ImageView<T> image = image_view<T>(input), grad = image_view<T>(grad_output);
     image.data += group * g.group_in(), image.depth = g.group_in();
     grad.data += group * g.group_out(), grad.depth = g.group_out();
-    T* result = grad_weight.mutable_data_ptr<T>() + group * g.group_out() * size.kernel * size.kernel * g.group_in();
+    auto* result =
+        grad_weight.mutable_data_ptr<Compute<T>>() + group * g.group_out() * size.kernel * size.kernel * g.group_in();
     WinogradGradWeightRun<T>(g, size, image, grad, result).run();
   }
 }
@@ -326,11 +339,11 @@ void conv2d_winograd(const std::vector<GatherConv<T>>& problems, WinogradSize si
   for (const GatherConv<T>& p : problems) WinogradRun<T>(p, size).run();
 }
 
-template void conv2d_winograd<float>(const std::vector<GatherConv<float>>&, WinogradSize);
-template void conv2d_winograd<double>(const std::vector<GatherConv<double>>&, WinogradSize);
-template void conv2d_grad_weight_winograd<float>(const Conv2dGeometry&, WinogradSize, const at::Tensor&,
-                                                 const at::Tensor&, at::Tensor&);
-template void conv2d_grad_weight_winograd<double>(const Conv2dGeometry&, WinogradSize, const at::Tensor&,
-                                                  const at::Tensor&, at::Tensor&);
+#define FASTCNN_INSTANTIATE(T)                                                                         \
+  template void conv2d_winograd<T>(const std::vector<GatherConv<T>>&, WinogradSize);                   \
+  template void conv2d_grad_weight_winograd<T>(const Conv2dGeometry&, WinogradSize, const at::Tensor&, \
+                                               const at::Tensor&, at::Tensor&);
+FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)
+#undef FASTCNN_INSTANTIATE
 
 }  // namespace fastcnn::cpu

@@ -1,9 +1,8 @@
-// Which dtypes the kernels cover, and the dtype they compute in: bfloat16 and float16 are widened to float32 and
-// rounded once at the end.
+// Which dtypes the kernels cover, and tensors as the kernels' element types.
 #pragma once
 #include <ATen/core/Tensor.h>
 
-#include <optional>
+#include "kernels/element.h"
 
 namespace fastcnn::cpu {
 
@@ -11,9 +10,34 @@ inline bool is_covered(at::ScalarType dtype) {
   return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
 }
 
-inline at::Tensor to_compute(const at::Tensor& t) { return t.scalar_type() == at::kFloat ? t : t.to(at::kFloat); }
-inline std::optional<at::Tensor> to_compute(const std::optional<at::Tensor>& t) {
-  return t.has_value() && t->defined() ? std::optional<at::Tensor>(to_compute(*t)) : std::nullopt;
+// Calls run<E>() with the element type of a covered dtype.
+template <typename Run>
+auto with_element(at::ScalarType dtype, const Run& run) {
+  switch (dtype) {
+    case at::kDouble:
+      return run.template operator()<double>();
+    case at::kBFloat16:
+      return run.template operator()<BFloat16>();
+    case at::kHalf:
+      return run.template operator()<Float16>();
+    default:
+      return run.template operator()<float>();
+  }
 }
+
+// The dtype that E is computed in.
+template <typename E>
+constexpr at::ScalarType kComputeDtype = c10::CppTypeToScalarType<Compute<E>>::value;
+
+template <typename E>
+const E* data_of(const at::Tensor& t) {
+  return static_cast<const E*>(t.const_data_ptr());
+}
+template <typename E>
+E* mutable_data_of(const at::Tensor& t) {
+  return static_cast<E*>(t.mutable_data_ptr());
+}
+
+#define FASTCNN_ELEMENTS(X) X(float) X(double) X(BFloat16) X(Float16)
 
 }  // namespace fastcnn::cpu

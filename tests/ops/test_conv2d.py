@@ -57,10 +57,17 @@ def tensors(
     return with_layout(made[0], layout), with_layout(made[1], layout), made[2], options
 
 
-def tolerance(sample: dict[str, Any], dtype: torch.dtype) -> float:
-    """Rounding errors of a sum grow with the root of its length; 8 covers the constant and the largest of many."""
-    terms = sample["c"] // sample.get("groups", 1) * sample["kernel"][0] * sample["kernel"][1]
-    return 8 * math.sqrt(terms) * torch.finfo(dtype).eps
+HALF = (torch.bfloat16, torch.float16)
+
+
+def tolerance(terms: int, dtype: torch.dtype) -> float:
+    """Rounding errors of a sum grow with the root of its length; 8 covers the constant and the largest of many.
+
+    The half types are summed in float32 and rounded once.
+    """
+    summed = torch.float32 if dtype in HALF else dtype
+    rounded = torch.finfo(dtype).eps / 2 if dtype in HALF else 0.0
+    return 8 * math.sqrt(max(terms, 1)) * torch.finfo(summed).eps + rounded
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -69,29 +76,57 @@ def tolerance(sample: dict[str, Any], dtype: torch.dtype) -> float:
 def test_conv2d_values(name: str, dtype: torch.dtype, layout: str) -> None:
     input, weight, bias, options = tensors(SAMPLES[name], dtype, layout)
     expected = F.conv2d(input.double(), weight.double(), bias.double(), **options)
+    terms = weight[0].numel()
     with fastcnn.backends.fallback(False):
         for activation in (None, "relu"):
             output = conv2d(input, weight, bias, **options, activation=activation)
             wanted = expected if activation is None else F.relu(expected)
             assert output.dtype == dtype
-            assert relative_error(output, wanted) <= tolerance(SAMPLES[name], dtype)
+            assert relative_error(output, wanted) <= tolerance(terms, dtype)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF])
 @pytest.mark.parametrize("name", SAMPLES)
 def test_conv2d_gradients(name: str, dtype: torch.dtype, layout: str) -> None:
     sample = SAMPLES[name]
     input, weight, bias, options = tensors(sample, dtype, layout, grad=True)
     exact = [t.detach().double().requires_grad_() for t in (input, weight, bias)]
     expected = F.conv2d(*exact, **options)
-    grad_output = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    wanted = torch.autograd.grad(expected, exact, grad_output)
+    grad_output = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
+    wanted = torch.autograd.grad(expected, exact, grad_output.double())
     with fastcnn.backends.fallback(False):
-        got = torch.autograd.grad(conv2d(input, weight, bias, **options), (input, weight, bias), grad_output.to(dtype))
+        got = torch.autograd.grad(conv2d(input, weight, bias, **options), (input, weight, bias), grad_output)
     pixels = expected.shape[0] * expected.shape[2] * expected.shape[3]
     for g, w, terms in zip(got, wanted, (sample["k"] * math.prod(sample["kernel"]), pixels, pixels), strict=True):
-        assert relative_error(g, w) <= 8 * math.sqrt(max(terms, 1)) * torch.finfo(dtype).eps
+        assert g.dtype == dtype
+        assert relative_error(g, w) <= tolerance(terms, dtype)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("lanes", [2, 40])  # the kernels for few output channels, and for many
+def test_conv2d_half_types_round_once_to_nearest_even(lanes: int, dtype: torch.dtype) -> None:
+    # Sums of a number and fractions of its last place, ties among them, which float32 holds exactly.
+    high = 1 + torch.arange(64, dtype=torch.float64) * torch.finfo(dtype).eps
+    low = torch.arange(-32, 32, dtype=torch.float64) * torch.finfo(dtype).eps / 16
+    input = torch.stack(torch.meshgrid(high, low, indexing="ij")).unsqueeze(0).to(dtype)
+    output = conv2d(input, torch.ones(lanes, 2, 1, 1, dtype=dtype))
+    wanted = input.double().sum(1, keepdim=True).to(dtype).expand_as(output)
+    assert torch.equal(output, wanted)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("groups", [1, 16])
+@pytest.mark.parametrize("dtype", HALF)
+def test_conv2d_half_types_keep_every_number(dtype: torch.dtype, groups: int, layout: str) -> None:
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    input = with_layout(torch.where(numbers.isfinite(), numbers, 0).view(1, 16, 64, 64), layout)
+    weight = torch.eye(16) if groups == 1 else torch.ones(16, 1)
+    output = conv2d(input, weight.to(dtype).view(16, -1, 1, 1), groups=groups)
+    # Where bfloat16 is multiplied as it is, numbers below the least normal one count as zero.
+    normal = torch.finfo(dtype).tiny if dtype == torch.bfloat16 else 0.0
+    assert torch.equal(output[input.abs() >= normal], input[input.abs() >= normal])
+    assert (output.double() - input.double()).abs().max() <= normal
 
 
 def test_conv2d_relu_gradient_masks_what_relu_cut() -> None:
@@ -220,12 +255,13 @@ def test_conv2d_result_depends_on_neither_threads_nor_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("name", ["three", "one_by_one", "depthwise", "stem_strided"])
-def test_conv2d_keeps_nan_and_infinity_where_torch_does(name: str, value: float) -> None:
-    input, weight, bias, options = tensors(SAMPLES[name])
+def test_conv2d_keeps_nan_and_infinity_where_torch_does(name: str, dtype: torch.dtype, value: float) -> None:
+    input, weight, bias, options = tensors(SAMPLES[name], dtype)
     input[0, 0, 2, 3] = value
     for activation in (None, "relu"):
-        expected = F.conv2d(input, weight, bias, **options)
+        expected = F.conv2d(input.float(), weight.float(), bias.float(), **options)
         expected = expected if activation is None else F.relu(expected)
         output = conv2d(input, weight, bias, **options, activation=activation)
         assert torch.equal(output.isnan(), expected.isnan())

@@ -1,6 +1,9 @@
-// Arguments of the convolution kernels: plain pointers and sizes. Strides and offsets are in elements.
+// Arguments of the convolution kernels: plain pointers and sizes. Strides and offsets are in elements. Tensors hold
+// elements of T; what drivers pack and add up is in the type that T is computed in.
 #pragma once
 #include <cstdint>
+
+#include "element.h"
 
 namespace fastcnn::cpu {
 
@@ -13,20 +16,21 @@ struct Conv2dSegment {
 };
 
 // out[p][k] = activation(bias[k] + sum over segments s, i of input[input_offsets[p] + s.offset + i] * weight[r][k])
-// where r counts the reduction through all segments. Serves the forward pass and the gradient of the input.
+// where r counts the reduction through all segments. Serves the forward pass and the gradient of the input. Where the
+// table's conv2d_pair is 2, an element of input and weight is a pair of T, and the sum takes both products.
 template <typename T>
 struct Conv2dDirectArgs {
-  const T* input;
+  const Compute<T>* input;
   const int64_t* input_offsets;  // [pixels]
   T* output;
   const int64_t* output_offsets;  // [pixels]
   int64_t pixels;
   const Conv2dSegment* segments;  // [num_segments]
   int64_t num_segments;
-  const T* weight;   // [reduction, vectors * width], padded with zeros
-  const T* bias;     // [channels] or null
-  int vectors;       // registers of output channels, 1 to the table's conv2d_max_vectors
-  int64_t channels;  // output channels in this block, at most vectors * width
+  const Compute<T>* weight;  // [reduction, vectors * width], padded with zeros
+  const T* bias;             // [channels] or null
+  int vectors;               // registers of output channels, 1 to the table's conv2d_max_vectors
+  int64_t channels;          // output channels in this block, at most vectors * width
   bool relu;
 };
 
@@ -35,15 +39,15 @@ struct Conv2dDirectArgs {
 // are computed as well and left out of the output.
 template <typename T>
 struct Conv2dPlanarArgs {
-  const T* planes;
-  const int64_t* offsets;  // [reduction]: from a position to an element of its window
-  const T* weight;         // [reduction, channels]
+  const Compute<T>* planes;
+  const int64_t* offsets;    // [reduction]: from a position to an element of its window
+  const Compute<T>* weight;  // [reduction, channels]
   int64_t reduction;
   int channels;   // at most kPlanarChannels
   const T* bias;  // [channels] or null
   bool relu;
   int64_t rows, cols, row_stride;  // of positions
-  T* results;                      // [channels, result_stride]: scratch
+  Compute<T>* results;             // [channels, result_stride]: scratch
   int64_t result_stride;           // rows * row_stride rounded up to whole tiles
   T* output;                       // [rows, cols, channels], at the first position
   int64_t out_stride_h, out_stride_w;
@@ -51,7 +55,8 @@ struct Conv2dPlanarArgs {
 constexpr int kPlanarChannels = 8;
 
 // Packs one block of output lanes: packed[r][lane] = weight[lane * lane_stride + r's place], zeros beyond `lanes`.
-// The reduction runs over taps, and within a tap over `depth` elements `depth_stride` apart.
+// The reduction runs over taps, and within a tap over `depth` elements `depth_stride` apart. In pairs, two of those are
+// an element of packed, and a zero follows an odd number.
 template <typename T>
 struct Conv2dPackArgs {
   const T* weight;
@@ -62,14 +67,29 @@ struct Conv2dPackArgs {
   int64_t num_taps;
   int64_t lanes;
   int64_t padded_lanes;
-  T* packed;  // [num_taps * depth, padded_lanes]
+  Compute<T>* packed;  // [num_taps * depth, padded_lanes]
+  bool pairs;          // only where the table's conv2d_pair is 2
+};
+
+// target[row][i] = source[row][i] for i < length; zeros from there up to `padded`. In pairs, the source's element is
+// the lower half of the target's, and second's the upper half.
+template <typename T>
+struct Conv2dWidenArgs {
+  const T* source;  // [rows, source_stride]
+  int64_t source_stride;
+  Compute<T>* target;  // [rows, target_stride]
+  int64_t target_stride;
+  int64_t rows, length, padded;
+  const T* second;  // as source, or null for zeros
+  bool pairs;       // only where the table's conv2d_pair is 2
 };
 
 // Pixels between a weight gradient's use of its operands and their prefetch, which strides defeat the hardware's: 16 of
 // 24 operations each are the latency of memory (EPYC 9004).
 constexpr int64_t kGradWeightAhead = 16;
 
-// grad_weight[k][lane] += sum over pixels p of grad_output[p][k] * input[input_offsets[p] + lane]
+// grad_weight[k][lane] += sum over pixels p of grad_output[p][k] * input[input_offsets[p] + lane]. Where the table's
+// conv2d_pair is 2, an element of grad_output and input is a pair of bfloat16, of two pixels, and both products count.
 template <typename T>
 struct Conv2dGradWeightArgs {
   const T* grad_panel;  // [pixels, grad_stride]: `rows` output channels of each, those beyond valid_rows anything
@@ -89,14 +109,14 @@ struct Conv2dGradWeightArgs {
 // transposed[row][lane] += sum over pixels p of input[input_offsets[p] + row_offsets[row]] * grad_output[p][lane]
 template <typename T>
 struct Conv2dGradWeightTapsArgs {
-  const T* input;
+  const Compute<T>* input;
   const int64_t* input_offsets;  // [pixels]
   const int64_t* row_offsets;    // [rows]: (kernel row, kernel column, input channel)
   int64_t rows;
   const T* grad_output;  // [pixels, grad_stride]
   int64_t grad_stride;
   int64_t pixels;
-  T* transposed;  // [rows, row_stride]
+  Compute<T>* transposed;  // [rows, row_stride]
   int64_t row_stride;
   int vectors;
   int64_t lanes;  // valid lanes, at most vectors * width
@@ -115,30 +135,40 @@ struct Conv2dGradOutputArgs {
   double* sums;  // [channels] or null
 };
 
-// Depthwise convolution, one input channel an output channel; NHWC on both sides.
-// Forward, for the output rows [row_begin, row_end) of the flattened [n * out_h].
-// Gradient of the input, likewise for input rows: then `input` is the output's gradient.
+// Neighbouring taps of a depthwise convolution: tap k of `count` reads h rows and w + k columns after a window's
+// origin, and its weights begin `weight_offset + k * weight_step` after the first.
+struct Conv2dDepthwiseRun {
+  int64_t h, w, count;
+  int64_t weight_offset, weight_step;
+};
+
+// output(n, i, j, c) = activation(bias[c] + sum over taps of input(n, i * step_h + h, j * step_w + w, c) * weight[c]),
+// with zeros outside the input. Serves the forward pass and the gradient of the input.
 template <typename T>
 struct Conv2dDepthwiseArgs {
-  const T* input;   // [n, in_h, in_w, channels]
-  const T* weight;  // [kernel_h * kernel_w, channels]
+  const T* input;
+  int64_t in_stride_n, in_stride_h, in_stride_w, in_h, in_w;
+  const T* weight;  // neighbouring channels
   const T* bias;    // [channels] or null
-  T* output;        // [n, out_h, out_w, channels]
-  int64_t channels, in_h, in_w, out_h, out_w;
-  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int64_t row_begin, row_end;
+  T* output;
+  int64_t out_stride_n, out_stride_h, out_stride_w, out_h, out_w;
+  int64_t channels, step_h, step_w;
+  const Conv2dDepthwiseRun* runs;  // [num_runs]
+  int64_t num_runs;
+  int64_t first_w, last_w;     // of all taps
+  int64_t row_begin, row_end;  // of the flattened [n, out_h]
   bool relu;
 };
 
-// Gradient of a depthwise weight for the channels [channel_begin, channel_end), over the whole batch.
+// sums[kh][kw][c] += the products of grad_output's rows [row_begin, row_end) of the flattened [n, out_h]
 template <typename T>
 struct Conv2dDepthwiseGradWeightArgs {
   const T* input;        // [n, in_h, in_w, channels]
   const T* grad_output;  // [n, out_h, out_w, channels]
-  T* grad_weight;        // [kernel_h * kernel_w, channels]
-  int64_t batch, channels, in_h, in_w, out_h, out_w;
+  Compute<T>* sums;      // [kernel_h * kernel_w, channels]
+  int64_t channels, in_h, in_w, out_h, out_w;
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int64_t channel_begin, channel_end;
+  int64_t row_begin, row_end;
 };
 
 }  // namespace fastcnn::cpu

@@ -20,17 +20,17 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel) {
 
   // 2. Accumulate, in partial sums that the segments' flush marks end.
   Reg acc[Rows][Vectors];
-  T partial[Rows * Vectors * kWidth];
+  Compute<T> partial[Rows * Vectors * kWidth];
   bool has_partial = false;
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) acc[m][v] = V::zero();
 
-  const T* w = a.weight;
+  const Compute<T>* w = a.weight;
   for (int64_t s = 0; s < a.num_segments; ++s) {
     const Conv2dSegment segment = a.segments[s];
-    const T* in[Rows];
+    const Compute<T>* in[Rows];
 #pragma GCC unroll 16
     for (int m = 0; m < Rows; ++m) in[m] = a.input + a.input_offsets[pixel + m] + segment.offset;
     for (int64_t i = 0; i < segment.length; ++i) {
@@ -41,7 +41,7 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel) {
       for (int m = 0; m < Rows; ++m) {
         const Reg x = V::broadcast(in[m][i]);
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) acc[m][v] = V::fmadd(x, wv[v], acc[m][v]);
+        for (int v = 0; v < Vectors; ++v) acc[m][v] = V::dot(x, wv[v], acc[m][v]);
       }
       w += Vectors * kWidth;
     }
@@ -50,7 +50,7 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel) {
       for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) {
-          T* p = partial + (m * Vectors + v) * kWidth;
+          Compute<T>* p = partial + (m * Vectors + v) * kWidth;
           V::store(p, has_partial ? V::add(V::load(p), acc[m][v]) : acc[m][v]);
           acc[m][v] = V::zero();
         }
@@ -109,53 +109,6 @@ void conv2d_direct_vectors(const Conv2dDirectArgs<T>& a) {
 template <typename T>
 void conv2d_direct(const Conv2dDirectArgs<T>& a) {
   conv2d_direct_vectors<T, kMaxVectors>(a);
-}
-
-// Rows of weights, neighbours along the depth, become columns: one register's square after the other.
-template <typename T>
-void conv2d_pack_transposed(const Conv2dPackArgs<T>& a, const T* tap, T* packed) {
-  using V = Vec<T>;
-  constexpr int kWidth = V::kWidth;
-  const int64_t whole_lanes = a.lanes / kWidth * kWidth, whole_depth = a.depth / kWidth * kWidth;
-  for (int64_t lane = 0; lane < whole_lanes; lane += kWidth)
-    for (int64_t d = 0; d < whole_depth; d += kWidth) {
-      typename V::Reg square[kWidth];
-#pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) square[i] = V::load(tap + (lane + i) * a.lane_stride + d);
-      V::transpose(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) V::store(packed + (d + i) * a.padded_lanes + lane, square[i]);
-    }
-  for (int64_t lane = 0; lane < a.lanes; ++lane)
-    for (int64_t d = lane < whole_lanes ? whole_depth : 0; d < a.depth; ++d)
-      packed[d * a.padded_lanes + lane] = tap[lane * a.lane_stride + d];
-}
-
-template <typename T>
-void conv2d_pack(const Conv2dPackArgs<T>& a) {
-  T* packed = a.packed;
-  for (int64_t t = 0; t < a.num_taps; ++t) {
-    const T* tap = a.weight + a.tap_offsets[t];
-    if (a.depth_stride == 1 && a.lane_stride != 1) {
-      conv2d_pack_transposed(a, tap, packed);
-    } else if (a.lane_stride == 1) {
-      for (int64_t d = 0; d < a.depth; ++d)
-        for (int64_t lane = 0; lane < a.lanes; ++lane)
-          packed[d * a.padded_lanes + lane] = tap[d * a.depth_stride + lane];
-    } else {
-      constexpr int64_t kDepthBlock = 16;  // elements of one cache line of float: each line of weights is read once
-      for (int64_t d0 = 0; d0 < a.depth; d0 += kDepthBlock) {
-        const int64_t d1 = d0 + kDepthBlock < a.depth ? d0 + kDepthBlock : a.depth;
-        for (int64_t lane = 0; lane < a.lanes; ++lane)
-          for (int64_t d = d0; d < d1; ++d)
-            packed[d * a.padded_lanes + lane] = tap[lane * a.lane_stride + d * a.depth_stride];
-      }
-    }
-    if (a.lanes < a.padded_lanes)
-      for (int64_t d = 0; d < a.depth; ++d)
-        for (int64_t lane = a.lanes; lane < a.padded_lanes; ++lane) packed[d * a.padded_lanes + lane] = T(0);
-    packed += a.depth * a.padded_lanes;
-  }
 }
 
 }  // namespace

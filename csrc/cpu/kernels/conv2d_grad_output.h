@@ -29,7 +29,7 @@ typename Vec<T>::Reg grad_output_run(const Conv2dGradOutputArgs<T>& a, int64_t r
 template <typename T, bool kMask, bool kStore>
 void grad_output_rows(const Conv2dGradOutputArgs<T>& a) {
   using V = Vec<T>;
-  constexpr int64_t kRunRows = 64;  // rows summed in T before they join the double sum
+  constexpr int64_t kRunRows = 64;  // rows summed as they are before they join the double sum
   for (int64_t row = 0; row < a.rows; row += kRunRows) {
     const int64_t end = row + kRunRows < a.rows ? row + kRunRows : a.rows;
     for (int64_t c = 0; c < a.channels; c += V::kWidth) {
@@ -37,7 +37,7 @@ void grad_output_rows(const Conv2dGradOutputArgs<T>& a) {
       const typename V::Reg sum = lanes == V::kWidth ? grad_output_run<T, kMask, kStore, true>(a, row, end, c, lanes)
                                                      : grad_output_run<T, kMask, kStore, false>(a, row, end, c, lanes);
       if (a.sums == nullptr) continue;
-      T values[V::kWidth];
+      Compute<T> values[V::kWidth];
       V::store(values, sum);
       for (int i = 0; i < lanes; ++i) a.sums[c + i] += static_cast<double>(values[i]);
     }

@@ -1,11 +1,12 @@
 // Gradient of the weight: lanes are (kernel column, input channel), neighbours in NHWC, and broadcasts are output
-// channels, so the result comes out in the order of channels_last weights. Included once per instruction set.
+// channels, so the result comes out in the order of channels_last weights. Included once per instruction set. T is the
+// type of what an element holds: pairs of bfloat16 are as wide as what they are computed in.
 
 namespace fastcnn::cpu::FASTCNN_ISA {
 namespace {
 
 template <typename T, int Rows, int Vectors>
-void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<T>& a) {
+void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<Compute<T>>& a) {
   using V = Vec<T>;
   using Reg = typename V::Reg;
   constexpr int kWidth = V::kWidth;
@@ -16,10 +17,10 @@ void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<T>& a) {
   for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) acc[m][v] = V::zero();
-  const T* grad = a.grad_panel;
+  const Compute<T>* grad = a.grad_panel;
   for (int64_t p = 0; p < a.pixels; ++p) {
-    const T* in = a.input + a.input_offsets[p];
-    const T* ahead = a.input + a.input_offsets[p + kGradWeightAhead];
+    const Compute<T>* in = a.input + a.input_offsets[p];
+    const Compute<T>* ahead = a.input + a.input_offsets[p + kGradWeightAhead];
     __builtin_prefetch(grad + kGradWeightAhead * a.grad_stride);
     Reg x[Vectors];
 #pragma GCC unroll 4
@@ -31,7 +32,7 @@ void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<T>& a) {
     for (int m = 0; m < Rows; ++m) {
       const Reg g = V::broadcast(grad[m]);
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) acc[m][v] = V::fmadd(g, x[v], acc[m][v]);
+      for (int v = 0; v < Vectors; ++v) acc[m][v] = V::dot(g, x[v], acc[m][v]);
     }
     grad += a.grad_stride;
   }
@@ -41,7 +42,7 @@ void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<T>& a) {
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) {
     if (m >= a.valid_rows) break;
-    T* out = a.grad_weight + m * a.row_stride;
+    Compute<T>* out = a.grad_weight + m * a.row_stride;
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
       if (v < Vectors - 1 || last == kWidth) {
@@ -54,7 +55,7 @@ void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<T>& a) {
 }
 
 template <typename T, int Rows, int Vectors>
-void conv2d_grad_weight_vectors(const Conv2dGradWeightArgs<T>& a) {
+void conv2d_grad_weight_vectors(const Conv2dGradWeightArgs<Compute<T>>& a) {
   if (a.vectors == Vectors) {
     conv2d_grad_weight_tile<T, Rows, Vectors>(a);
   } else if constexpr (Vectors > 1) {
@@ -71,7 +72,7 @@ constexpr int max_vectors_for() {
 }
 
 template <typename T>
-void conv2d_grad_weight(const Conv2dGradWeightArgs<T>& a) {
+void conv2d_grad_weight(const Conv2dGradWeightArgs<Compute<T>>& a) {
   switch (a.rows) {
     case 4:
       return conv2d_grad_weight_vectors<T, 4, max_vectors_for<4>()>(a);
@@ -95,7 +96,7 @@ void conv2d_grad_weight_taps_tile(const Conv2dGradWeightTapsArgs<T>& a, int64_t 
 
   // 1. Sum over the pixels in registers.
   Reg acc[Rows][Vectors];
-  const T* in[Rows];
+  const Compute<T>* in[Rows];
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) {
     in[m] = a.input + a.row_offsets[row + m];
@@ -122,7 +123,7 @@ void conv2d_grad_weight_taps_tile(const Conv2dGradWeightTapsArgs<T>& a, int64_t 
   // 2. Add onto the gradient.
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) {
-    T* out = a.transposed + (row + m) * a.row_stride;
+    Compute<T>* out = a.transposed + (row + m) * a.row_stride;
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
       const int n = v < Vectors - 1 ? kWidth : last;

@@ -12,9 +12,9 @@ void conv2d_planar_tile(const Conv2dPlanarArgs<T>& a, int64_t position) {
   for (int k = 0; k < Channels; ++k)
 #pragma GCC unroll 12
     for (int v = 0; v < Vectors; ++v) acc[k][v] = V::zero();
-  const T* w = a.weight;
+  const Compute<T>* w = a.weight;
   for (int64_t r = 0; r < a.reduction; ++r, w += Channels) {
-    const T* in = a.planes + a.offsets[r] + position;
+    const Compute<T>* in = a.planes + a.offsets[r] + position;
     typename V::Reg x[Vectors];
 #pragma GCC unroll 12
     for (int v = 0; v < Vectors; ++v) x[v] = V::load(in + v * V::kWidth);
@@ -27,7 +27,7 @@ void conv2d_planar_tile(const Conv2dPlanarArgs<T>& a, int64_t position) {
   }
 #pragma GCC unroll 8
   for (int k = 0; k < Channels; ++k) {
-    const typename V::Reg bias = a.bias != nullptr ? V::broadcast(a.bias[k]) : V::zero();
+    const typename V::Reg bias = a.bias != nullptr ? V::broadcast(widen(a.bias[k])) : V::zero();
 #pragma GCC unroll 12
     for (int v = 0; v < Vectors; ++v) {
       const typename V::Reg y = V::add(acc[k][v], bias);
@@ -42,7 +42,7 @@ template <typename T>
 void conv2d_planar_interleave(const Conv2dPlanarArgs<T>& a, int64_t row) {
   using V = Vec<T>;
   constexpr int kWidth = V::kWidth;
-  const T* results = a.results + row * a.row_stride;
+  const Compute<T>* results = a.results + row * a.row_stride;
   T* out = a.output + row * a.out_stride_h;
   const bool overlaps = a.out_stride_w == a.channels && a.channels <= kWidth;
   for (int64_t j = 0; j < a.cols; j += kWidth) {

@@ -207,7 +207,7 @@ void winograd_windows(const Conv2dWinogradInputArgs<T>& a) {
     const auto& window = elements[t % 2];
     const auto& next = elements[t + 1 < a.tiles.count ? (t + 1) % 2 : t % 2];
     if (t + 1 < a.tiles.count) winograd_window<T, kIn, Outputs>(a, a.tiles.first + t + 1, elements[(t + 1) % 2]);
-    T* out = a.transformed + t * a.row_stride;
+    Compute<T>* out = a.transformed + t * a.row_stride;
     int64_t c = 0;
     for (; c + V::kWidth <= a.depth; c += V::kWidth)
       winograd_transform<V, Transform>(
@@ -262,10 +262,10 @@ void winograd_output_tile(const Conv2dWinogradOutputArgs<T>& a, int64_t t) {
   const int64_t cols = a.width - w0 < kOutputs ? a.width - w0 : kOutputs;
   for (int64_t lane = 0; lane < a.lanes; lane += V::kWidth) {
     const int n = static_cast<int>(a.lanes - lane < V::kWidth ? a.lanes - lane : V::kWidth);
-    const T* products = a.products + t * a.row_stride + lane;
+    const Compute<T>* products = a.products + t * a.row_stride + lane;
     const Reg bias = a.bias == nullptr ? V::zero() : V::load_first(a.bias + lane, n);
     const auto load = [&](int i, int j) {
-      const T* p = products + (i * Points::kPoints + j) * a.plane_stride;
+      const Compute<T>* p = products + (i * Points::kPoints + j) * a.plane_stride;
       __builtin_prefetch(p + a.row_stride);
       return V::load(p);
     };

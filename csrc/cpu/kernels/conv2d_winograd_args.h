@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "element.h"
+
 namespace fastcnn::cpu {
 
 // Tiles over a batch of images: tile t covers rows (t / tiles_w % tiles_h) * outputs and on, columns t % tiles_w *
@@ -20,8 +22,8 @@ struct Conv2dWinogradInputArgs {
   int64_t origin_h, origin_w;  // where the first tile's window begins, negative in the padding
   WinogradTiles tiles;
   int points, kernel;
-  const T* zeros;  // [depth]: what lies outside the image
-  T* transformed;  // [points * points] planes of [tiles.count, row_stride]
+  const T* zeros;           // [depth]: what lies outside the image
+  Compute<T>* transformed;  // [points * points] planes of [tiles.count, row_stride]
   int64_t plane_stride, row_stride;
 };
 
@@ -38,7 +40,7 @@ struct Conv2dWinogradWeightArgs {
 // output = activation(bias + A^T m A) for each tile, clipped to the image.
 template <typename T>
 struct Conv2dWinogradOutputArgs {
-  const T* products;  // [points * points] planes of [tiles.count, row_stride]
+  const Compute<T>* products;  // [points * points] planes of [tiles.count, row_stride]
   int64_t plane_stride, row_stride;
   WinogradTiles tiles;
   int points, kernel;

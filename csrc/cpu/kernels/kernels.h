@@ -2,6 +2,7 @@
 #include "kernel_table.h"
 // clang-format off
 #include "conv2d_direct.h"
+#include "conv2d_pack.h"
 #include "conv2d_planar.h"
 #include "conv2d_grad_output.h"
 #include "conv2d_grad_weight.h"
@@ -19,16 +20,20 @@ int tile_rows(int vectors) { return rows_for(vectors); }
 
 template <typename T>
 constexpr KernelSet<T> kernel_set() {
-  return {Vec<T>::kWidth, kMaxVectors, &tile_rows,
+  return {Vec<T>::kWidth, kMaxVectors, &tile_rows, 1,
 #define FASTCNN_ENTRY(name, Args) &name<T>,
-          FASTCNN_KERNELS(FASTCNN_ENTRY)
+          FASTCNN_ELEMENT_KERNELS(FASTCNN_ENTRY)
+#undef FASTCNN_ENTRY
+#define FASTCNN_ENTRY(name, Args) &name<Compute<T>>,
+              FASTCNN_COMPUTE_KERNELS(FASTCNN_ENTRY)
 #undef FASTCNN_ENTRY
   };
 }
 
 #define FASTCNN_STRING_(x) #x
 #define FASTCNN_STRING(x) FASTCNN_STRING_(x)
-constexpr KernelTable kTable{FASTCNN_STRING(FASTCNN_ISA), kernel_set<float>(), kernel_set<double>()};
+constexpr KernelTable kTable{FASTCNN_STRING(FASTCNN_ISA), kernel_set<float>(), kernel_set<double>(),
+                             kernel_set<BFloat16>(), kernel_set<Float16>()};
 
 }  // namespace
 }  // namespace fastcnn::cpu::FASTCNN_ISA

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "element.h"
+
 namespace fastcnn::cpu::avx2 {
 namespace {
 
@@ -30,12 +32,17 @@ struct Vec<float> {
   static Reg load(const float* p) { return _mm256_loadu_ps(p); }
   static Reg load_first(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
   static void store(float* p, Reg a) { _mm256_storeu_ps(p, a); }
-  static void store_first(float* p, Reg a, int n) { _mm256_maskstore_ps(p, first(n), a); }
+  // Masked stores take tens of cycles on some CPUs (Zen).
+  static void store_first(float* p, Reg a, int n) {
+    if (n == kWidth) return store(p, a);
+    _mm256_maskstore_ps(p, first(n), a);
+  }
   static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
   static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
   static Reg fmadd(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  static Reg dot(Reg a, Reg b, Reg c) { return fmadd(a, b, c); }
   static Reg relu(Reg a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }
   static Mask greater(Reg a, Reg b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
   static Mask greater_or_nan(Reg a, Reg b) {
@@ -105,12 +112,16 @@ struct Vec<double> {
   static Reg load(const double* p) { return _mm256_loadu_pd(p); }
   static Reg load_first(const double* p, int n) { return _mm256_maskload_pd(p, first(n)); }
   static void store(double* p, Reg a) { _mm256_storeu_pd(p, a); }
-  static void store_first(double* p, Reg a, int n) { _mm256_maskstore_pd(p, first(n), a); }
+  static void store_first(double* p, Reg a, int n) {
+    if (n == kWidth) return store(p, a);
+    _mm256_maskstore_pd(p, first(n), a);
+  }
   static Reg add(Reg a, Reg b) { return _mm256_add_pd(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm256_sub_pd(a, b); }
   static Reg mul(Reg a, Reg b) { return _mm256_mul_pd(a, b); }
   static Reg div(Reg a, Reg b) { return _mm256_div_pd(a, b); }
   static Reg fmadd(Reg a, Reg b, Reg c) { return _mm256_fmadd_pd(a, b, c); }
+  static Reg dot(Reg a, Reg b, Reg c) { return fmadd(a, b, c); }
   static Reg relu(Reg a) { return _mm256_max_pd(_mm256_setzero_pd(), a); }
   static Mask greater(Reg a, Reg b) { return _mm256_cmp_pd(a, b, _CMP_GT_OQ); }
   static Mask greater_or_nan(Reg a, Reg b) {
@@ -155,6 +166,50 @@ struct Vec<double> {
     r[2] = _mm256_permute2f128_pd(low01, low23, 0x31);
     r[3] = _mm256_permute2f128_pd(high01, high23, 0x31);
   }
+};
+
+// Lanes of float32 that memory holds as half as wide a type: loads widen, stores round to nearest even. There are no
+// masked loads and stores of 16 bits.
+template <typename E>
+struct VecHalf : Vec<float> {
+  using Vec<float>::load;
+  using Vec<float>::load_first;
+  using Vec<float>::store;
+  using Vec<float>::store_first;
+
+  static Reg load(const E* p) { return Vec<E>::widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static Reg load_first(const E* p, int n) {
+    if (n == kWidth) return load(p);
+    alignas(16) E lanes[kWidth] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = p[i];
+    return load(lanes);
+  }
+  static void store(E* p, Reg a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), Vec<E>::narrow(a)); }
+  static void store_first(E* p, Reg a, int n) {
+    if (n == kWidth) return store(p, a);
+    alignas(16) E lanes[kWidth];
+    store(lanes, a);
+    for (int i = 0; i < n; ++i) p[i] = lanes[i];
+  }
+};
+
+template <>
+struct Vec<BFloat16> : VecHalf<BFloat16> {
+  static Reg widen(__m128i h) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
+  static __m128i narrow(Reg a) {
+    const __m256i bits = _mm256_castps_si256(a), high = _mm256_srli_epi32(bits, 16);
+    const __m256i half = _mm256_add_epi32(_mm256_and_si256(high, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    const __m256i words = _mm256_blendv_epi8(rounded, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  }
+};
+
+template <>
+struct Vec<Float16> : VecHalf<Float16> {
+  static Reg widen(__m128i h) { return _mm256_cvtph_ps(h); }
+  static __m128i narrow(Reg a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 };
 
 }  // namespace

@@ -1,11 +1,14 @@
 // Whole-register operations for AVX-512 (F, BW, DQ, VL). One struct an element type; every kernel is written against
-// this interface, which vec_avx2.h and vec_baseline.h repeat for their registers.
+// this interface, which vec_avx2.h and vec_baseline.h repeat for their registers. With AVX-512 BF16 on, bfloat16 takes
+// part in products as it is, in pairs.
 #pragma once
 #include <immintrin.h>
 
 #include <cstdint>
 
-namespace fastcnn::cpu::avx512 {
+#include "element.h"
+
+namespace fastcnn::cpu::FASTCNN_ISA {
 namespace {
 
 // Register budget of the tiles: 32 registers, of which at most 30 are in use (see conv2d_direct.h).
@@ -33,6 +36,8 @@ struct Vec<float> {
   static Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
   static Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
   static Reg fmadd(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  // c plus the products of all elements that the lanes of operands hold: one each, or a pair.
+  static Reg dot(Reg a, Reg b, Reg c) { return fmadd(a, b, c); }
   // max(x, 0) that keeps NaN: the instruction returns its second operand where either one is NaN.
   static Reg relu(Reg a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
   static Mask greater(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
@@ -101,6 +106,7 @@ struct Vec<double> {
   static Reg mul(Reg a, Reg b) { return _mm512_mul_pd(a, b); }
   static Reg div(Reg a, Reg b) { return _mm512_div_pd(a, b); }
   static Reg fmadd(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
+  static Reg dot(Reg a, Reg b, Reg c) { return fmadd(a, b, c); }
   static Reg relu(Reg a) { return _mm512_max_pd(_mm512_setzero_pd(), a); }
   static Mask greater(Reg a, Reg b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
   static Mask greater_or_nan(Reg a, Reg b) {
@@ -138,5 +144,40 @@ struct Vec<double> {
   }
 };
 
+// Lanes of float32 that memory holds as half as wide a type: loads widen, stores round to nearest even.
+template <typename E>
+struct VecHalf : Vec<float> {
+  using Vec<float>::load;
+  using Vec<float>::load_first;
+  using Vec<float>::store;
+  using Vec<float>::store_first;
+
+  static Reg load(const E* p) { return Vec<E>::widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static Reg load_first(const E* p, int n) { return Vec<E>::widen(_mm256_maskz_loadu_epi16(first(n), p)); }
+  static void store(E* p, Reg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), Vec<E>::narrow(a)); }
+  static void store_first(E* p, Reg a, int n) { _mm256_mask_storeu_epi16(p, first(n), Vec<E>::narrow(a)); }
+};
+
+template <>
+struct Vec<BFloat16> : VecHalf<BFloat16> {
+  static Reg widen(__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
+  static __m256i narrow(Reg a) {
+    const __m512i bits = _mm512_castps_si512(a), high = _mm512_srli_epi32(bits, 16);
+    const __m512i half = _mm512_add_epi32(_mm512_and_si512(high, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)));
+  }
+#ifdef __AVX512BF16__
+  static Reg dot(Reg a, Reg b, Reg c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+#endif
+};
+
+template <>
+struct Vec<Float16> : VecHalf<Float16> {
+  static Reg widen(__m256i h) { return _mm512_cvtph_ps(h); }
+  static __m256i narrow(Reg a) { return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+};
+
 }  // namespace
-}  // namespace fastcnn::cpu::avx512
+}  // namespace fastcnn::cpu::FASTCNN_ISA

@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "element.h"
+
 namespace fastcnn::cpu::baseline {
 namespace {
 
@@ -41,6 +43,7 @@ struct VecBase {
   static Reg mul(Reg a, Reg b) { return a * b; }
   static Reg div(Reg a, Reg b) { return a / b; }
   static Reg fmadd(Reg a, Reg b, Reg c) { return a * b + c; }
+  static Reg dot(Reg a, Reg b, Reg c) { return fmadd(a, b, c); }
   static Reg relu(Reg a) { return select(zero() > a, zero(), a); }
   static Mask greater(Reg a, Reg b) { return a > b; }
   static Mask greater_or_nan(Reg a, Reg b) { return (a > b) | (a != a); }
@@ -89,6 +92,30 @@ template <>
 struct Vec<float> : VecBase<float, int32_t, 4> {};
 template <>
 struct Vec<double> : VecBase<double, int64_t, 2> {};
+
+// Lanes of float32 that memory holds as half as wide a type: loads widen, stores round to nearest even.
+template <typename E>
+struct VecHalf : Vec<float> {
+  using Vec<float>::load;
+  using Vec<float>::load_first;
+  using Vec<float>::store;
+  using Vec<float>::store_first;
+
+  static Reg load(const E* p) { return load_first(p, kWidth); }
+  static Reg load_first(const E* p, int n) {
+    Reg a{};
+    for (int i = 0; i < n; ++i) a[i] = widen(p[i]);
+    return a;
+  }
+  static void store(E* p, Reg a) { store_first(p, a, kWidth); }
+  static void store_first(E* p, Reg a, int n) {
+    for (int i = 0; i < n; ++i) p[i] = narrow<E>(a[i]);
+  }
+};
+template <>
+struct Vec<BFloat16> : VecHalf<BFloat16> {};
+template <>
+struct Vec<Float16> : VecHalf<Float16> {};
 
 }  // namespace
 }  // namespace fastcnn::cpu::baseline
