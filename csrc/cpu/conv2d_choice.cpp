@@ -22,9 +22,20 @@ constexpr Conv2dAlgorithm kChoices[] = {Conv2dAlgorithm::direct, Conv2dAlgorithm
 
 // How the types as wide as half a float32 compare with it: Winograd's algorithm is the same. Where the direct kernels
 // take products in pairs, so does torch; elsewhere its convolutions are up to a hundred times slower.
-constexpr double kPairedProducts = 0.5, kPairedAten = 0.5;
+constexpr double kPairedAten = 0.45, kPairedGradWeight = 0.65;
+// Layers of fewer input channels have their weight gradient computed without pairs.
+constexpr int64_t kPairedChannels = 8;
+// A depthwise layer's outputs from which on torch's own kernel, which takes longer to start, is faster.
+constexpr int64_t kDepthwiseAtenOutputs = 300'000;
 
 bool takes_pairs(at::ScalarType dtype) { return dtype == at::kBFloat16 && kernels().bf16.conv2d_pair == 2; }
+
+// The share of a direct kernel's products that are left to do in pairs.
+double paired_products(Conv2dPass pass, const Conv2dGeometry& g) {
+  if (pass == Conv2dPass::grad_weight) return g.group_in() < kPairedChannels ? 1 : kPairedGradWeight;
+  const int64_t depth = pass == Conv2dPass::forward ? g.group_in() : g.group_out();
+  return static_cast<double>(ceil_div(depth, 2)) / static_cast<double>(depth);
+}
 
 double estimate(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeometry& g, at::ScalarType dtype) {
   const Conv2dCounts counts = conv2d_counts(pass, algorithm, g);
@@ -33,7 +44,7 @@ double estimate(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeometry
   for (size_t i = 0; i < counts.size(); ++i) time += counts[i] * costs[i];
   if (takes_pairs(dtype)) {
     if (algorithm == Conv2dAlgorithm::aten) return kPairedAten * time;
-    if (algorithm == Conv2dAlgorithm::direct) time -= (1 - kPairedProducts) * counts[1] * costs[1];
+    if (algorithm == Conv2dAlgorithm::direct) time -= (1 - paired_products(pass, g)) * counts[1] * costs[1];
   }
   return time;
 }
@@ -116,7 +127,13 @@ Conv2dAlgorithm choose_conv2d(Conv2dPass pass, const Conv2dGeometry& g, at::Scal
   const backends::Switches& switches = backends::current();
   if (switches.conv2d_algorithm != Conv2dAlgorithm::automatic)
     return conv2d_applies(pass, switches.conv2d_algorithm, g) ? switches.conv2d_algorithm : Conv2dAlgorithm::direct;
-  if (dtype == at::kDouble || g.depthwise()) return Conv2dAlgorithm::direct;
+  if (dtype == at::kDouble) return Conv2dAlgorithm::direct;
+  if (g.depthwise()) {
+    const bool large = g.batch * g.out_channels * g.out_h * g.out_w >= kDepthwiseAtenOutputs;
+    const bool aten =
+        pass == Conv2dPass::forward && large && conv2d_candidates(pass, g, dtype).back() == Conv2dAlgorithm::aten;
+    return aten ? Conv2dAlgorithm::aten : Conv2dAlgorithm::direct;
+  }
   Conv2dGeometry layer = g;
   if (switches.batch_invariant) layer.batch = kInvariantBatch;
   Conv2dAlgorithm best = Conv2dAlgorithm::direct;

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -220,7 +221,7 @@ class GradWeightRun {
     p_.choose_chunks(kChunkBytes, p.kernel.conv2d_pair == 2);
   }
 
-  int64_t cost() const { return cost_; }  // for one pixel
+  int64_t cost() const { return cost_ / p_.kernel.conv2d_pair; }  // for one pixel
 
   void run() {
     const int64_t threads = at::get_num_threads();
@@ -278,6 +279,7 @@ class GradWeightRun {
     const int64_t pixels = p_.pixels(half);
     // 1. The input with its halo, and the output's gradient in panels.
     const Element* input = p_.prepare(c, copy);
+    const T* grad = p_.grad_at(c, c.n0);
     for (int64_t panel = first_panel; panel < last_panel; ++panel)
       if (is_packed(panel)) pack_panel(c, panel * panel_rows_, panels + (panel - first_panel) * pixels * panel_rows_);
     p_.list_offsets(half, offsets);
@@ -286,21 +288,20 @@ class GradWeightRun {
     for (const LaneBlock& block : blocks)
       for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         const int64_t k = panel * panel_rows_;
-        const Element* grad = panels + (panel - first_panel) * pixels * panel_rows_;
-        int64_t grad_stride = panel_rows_;
-        if constexpr (std::is_same_v<Element, T>)
-          if (!is_packed(panel)) grad = p_.grad_at(c, c.n0) + k, grad_stride = g_.out_channels;
-        p_.kernel.conv2d_grad_weight({grad, grad_stride, input + block.in_offset, offsets.data(), pixels,
-                                      p_.grad_weight + k * row_stride + block.out_offset, row_stride, panel_rows_,
-                                      static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)),
-                                      block.vectors, block.lanes});
+        const bool packed = is_packed(panel);
+        const Element* rows =
+            packed ? panels + (panel - first_panel) * pixels * panel_rows_ : reinterpret_cast<const Element*>(grad + k);
+        p_.kernel.conv2d_grad_weight(
+            {rows, packed ? panel_rows_ : g_.out_channels, input + block.in_offset, offsets.data(), pixels,
+             p_.grad_weight + k * row_stride + block.out_offset, row_stride, panel_rows_,
+             static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)), block.vectors, block.lanes});
       }
   }
 
-  // Packing pays where many blocks of lanes read a panel; it is needed for types that are widened, and where a panel's
-  // last rows are not there to read.
+  // Packing pays where many blocks of lanes read a panel, and is needed where its last rows are not there to read, or
+  // are no elements.
   bool is_packed(int64_t panel) const {
-    return !std::is_same_v<Element, T> || blocks_.size() > kUnpackedBlocks ||
+    return !std::is_same_v<T, Element> || blocks_.size() > kUnpackedBlocks ||
            (panel + 1) * panel_rows_ > g_.group_out();
   }
 
@@ -309,10 +310,28 @@ class GradWeightRun {
     const int64_t all = p_.pixels(c), first = p_.pixels(p_.first_half(c)), both = p_.pairs ? all - first : first;
     const int64_t valid = std::min<int64_t>(g_.group_out() - k, panel_rows_);
     const T* grad = p_.grad_at(c, c.n0) + k;
+    if constexpr (std::is_same_v<T, Element>) {
+      switch (valid < panel_rows_ ? 0 : panel_rows_) {
+#define FASTCNN_PACK(rows) \
+  case rows:               \
+    return pack_rows<rows>(grad, all, panel);
+        FASTCNN_PACK(4)
+        FASTCNN_PACK(5)
+        FASTCNN_PACK(6)
+        FASTCNN_PACK(8)
+        FASTCNN_PACK(10)
+#undef FASTCNN_PACK
+      }
+    }
     const T* second = p_.pairs ? grad + first * g_.out_channels : nullptr;
     p_.kernel.conv2d_widen({grad, g_.out_channels, panel, panel_rows_, both, valid, panel_rows_, second, p_.pairs});
     p_.kernel.conv2d_widen({grad + both * g_.out_channels, g_.out_channels, panel + both * panel_rows_, panel_rows_,
                             first - both, valid, panel_rows_, nullptr, p_.pairs});
+  }
+
+  template <int kRows>
+  void pack_rows(const T* grad, int64_t pixels, T* panel) const {
+    for (int64_t p = 0; p < pixels; ++p) std::memcpy(panel + p * kRows, grad + p * g_.out_channels, sizeof(T) * kRows);
   }
 
   GradWeightProblem<T>& p_;

@@ -258,7 +258,7 @@ class WinogradGradWeightRun {
     Element* grads = inputs + planes * input_plane;
     Element* sums_data = sums.mutable_data_ptr<Element>();
     const T* zeros_data = data_of<T>(outside);
-    std::vector<int64_t> offsets(in_block);
+    std::vector<int64_t> offsets(in_block + kGradWeightAhead);
     for (int64_t t = 0; t < in_block; ++t) offsets[t] = t * input_stride_;
 
     for (int64_t first = 0; first < tiles; first += in_block) {
