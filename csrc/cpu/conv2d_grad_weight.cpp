@@ -279,7 +279,6 @@ class GradWeightRun {
     const int64_t pixels = p_.pixels(half);
     // 1. The input with its halo, and the output's gradient in panels.
     const Element* input = p_.prepare(c, copy);
-    const T* grad = p_.grad_at(c, c.n0);
     for (int64_t panel = first_panel; panel < last_panel; ++panel)
       if (is_packed(panel)) pack_panel(c, panel * panel_rows_, panels + (panel - first_panel) * pixels * panel_rows_);
     p_.list_offsets(half, offsets);
@@ -288,13 +287,14 @@ class GradWeightRun {
     for (const LaneBlock& block : blocks)
       for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         const int64_t k = panel * panel_rows_;
-        const bool packed = is_packed(panel);
-        const Element* rows =
-            packed ? panels + (panel - first_panel) * pixels * panel_rows_ : reinterpret_cast<const Element*>(grad + k);
-        p_.kernel.conv2d_grad_weight(
-            {rows, packed ? panel_rows_ : g_.out_channels, input + block.in_offset, offsets.data(), pixels,
-             p_.grad_weight + k * row_stride + block.out_offset, row_stride, panel_rows_,
-             static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)), block.vectors, block.lanes});
+        const Element* grad = panels + (panel - first_panel) * pixels * panel_rows_;
+        int64_t grad_stride = panel_rows_;
+        if constexpr (std::is_same_v<T, Element>)
+          if (!is_packed(panel)) grad = p_.grad_at(c, c.n0) + k, grad_stride = g_.out_channels;
+        p_.kernel.conv2d_grad_weight({grad, grad_stride, input + block.in_offset, offsets.data(), pixels,
+                                      p_.grad_weight + k * row_stride + block.out_offset, row_stride, panel_rows_,
+                                      static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)),
+                                      block.vectors, block.lanes});
       }
   }
 
