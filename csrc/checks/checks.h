@@ -44,6 +44,11 @@ BatchNormGeometry batch_norm_backward(const at::Tensor& grad_output, const at::T
                                       const at::Tensor& var, const std::optional<at::Tensor>& weight,
                                       const at::Tensor& mask);
 
+// How many channels each layer of a dense block reads, and last how many it gives in all. `input` is the block's, or
+// where `is_output` its output.
+std::vector<int64_t> dense_block(const at::Tensor& input, bool is_output, at::TensorList parameters,
+                                 at::ArrayRef<double> eps);
+
 // True for 'relu', false for none; anything else is an error.
 bool relu_activation(const char* op, std::optional<std::string_view> activation);
 

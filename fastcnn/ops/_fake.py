@@ -231,6 +231,69 @@ def _concat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return output.clone()
 
 
+# --- dense_block ----------------------------------------------------------------------------------------------------
+
+
+def _dense_block_output(input: Tensor, parameters: Sequence[Tensor], eps: Sequence[float]) -> tuple[Tensor, int]:
+    """The output, and how many channels the last layer reads."""
+    torch._check(
+        len(eps) > 0 and len(parameters) == 4 * len(eps),
+        lambda: f"expected four parameters a layer, but got {len(parameters)} for {len(eps)} layers",
+    )
+    channels, read = input.shape[1], 0
+    for norm_weight, norm_bias, weight, bias in zip(*(parameters[i::4] for i in range(4)), strict=True):
+        shape = [input.shape[0], channels, *input.shape[2:]]
+        _batch_norm_check(input.new_empty(shape), None, weight=norm_weight, bias=norm_bias)
+        _conv2d_shape(input.new_empty(shape, dtype=weight.dtype), weight, (1, 1), (1, 1), (1, 1), 1)
+        torch._check(bias.shape == weight.shape[:1], lambda b=bias: f"expected bias to be 1-dimensional, got {b.shape}")
+        channels, read = channels + weight.shape[0], channels
+    shape = [input.shape[0], channels, *input.shape[2:]]
+    memory_format = _conv2d_format(input, parameters[2])
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format), read
+
+
+@torch.library.register_fake("fastcnn::dense_block_train")
+def _dense_block_train(
+    input: Tensor, parameters: Sequence[Tensor], eps: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = _batch_norm_rows(input)
+    torch._check_value(rows != 1, lambda: f"Expected more than 1 value per channel when training, got {input.shape}")
+    output, read = _dense_block_output(input, parameters, eps)
+    mean = torch.empty((read,), dtype=torch.float64, device=input.device)
+    return output, mean, torch.empty_like(mean)
+
+
+@torch.library.register_fake("fastcnn::dense_block_infer")
+def _dense_block_infer(
+    input: Tensor, statistics: Sequence[Tensor], parameters: Sequence[Tensor], eps: Sequence[float]
+) -> Tensor:
+    torch._check(len(statistics) == 2 * len(eps), lambda: f"expected 2 statistics a layer, but got {len(statistics)}")
+    return _dense_block_output(input, parameters, eps)[0]
+
+
+@torch.library.register_fake("fastcnn::dense_block_train_backward")
+@torch.library.register_fake("fastcnn::dense_block_infer_backward")
+def _dense_block_backward(
+    grad_output: Tensor,
+    features: Tensor,
+    statistics: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    eps: Sequence[float],
+    output_mask: Sequence[bool],
+) -> list[Tensor]:
+    torch._check(grad_output.shape == features.shape, lambda: f"expected grad_output of size {features.shape}")
+    nhwc = torch.channels_last
+    channels = features.shape[1] - sum(weight.shape[0] for weight in parameters[2::4])
+    shape = [features.shape[0], channels, *features.shape[2:]]
+    memory_format = suggest_memory_format(features)
+    grads = [torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=memory_format)]
+    for i, p in enumerate(parameters):
+        # A convolution reads a channels_last image, so its weight's gradient is channels_last.
+        memory_format = nhwc if i % 4 == 2 else torch.contiguous_format
+        grads.append(torch.empty(p.shape, dtype=p.dtype, device=p.device, memory_format=memory_format))
+    return [grad if wanted else _none_like(features) for grad, wanted in zip(grads, output_mask, strict=True)]
+
+
 # --- pooling --------------------------------------------------------------------------------------------------------
 
 
