@@ -3,10 +3,11 @@
     python benchmarks/memory.py                       # all networks
     python benchmarks/memory.py densenet --batch 128
 
-Each network runs in a process of its own. Its peak is what the parameters, their gradients and the images take, and the
-largest running sum of torch's allocations and releases on top of them during the second step, from the profiler's
-memory events; ours allocate their scratch in the same place, oneDNN's own are not among them. Beside it stands what the
-process's resident memory grew by from before the first step to its largest, which holds everything.
+Each network runs in a process of its own. Its peak is what the parameters, the buffers and the images take, and the
+largest running sum of torch's allocations and releases on top of them during the second step, gradients among them,
+from the profiler's memory events; ours allocate their scratch in the same place, oneDNN's own are not among them.
+Beside it stands what the process's resident memory grew by from before the first step to its largest, which holds
+everything.
 """
 
 from __future__ import annotations
@@ -37,10 +38,8 @@ def resident_bytes() -> int:
 
 
 def held_bytes(network: nn.Module, *tensors: torch.Tensor) -> int:
-    """Bytes of the parameters, their gradients, the buffers and the tensors."""
-    parameters = list(network.parameters())
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return sum(t.untyped_storage().nbytes() for t in (*parameters, *gradients, *network.buffers(), *tensors))
+    """Bytes of the parameters, the buffers and the tensors."""
+    return sum(t.untyped_storage().nbytes() for t in (*network.parameters(), *network.buffers(), *tensors))
 
 
 def measure(name: str, layers: str, batch: int, threads: int) -> dict[str, float]:
@@ -54,9 +53,9 @@ def measure(name: str, layers: str, batch: int, threads: int) -> dict[str, float
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
 
     def step() -> None:
-        optimizer.zero_grad()
         F.cross_entropy(network(images), labels).backward()
         optimizer.step()
+        optimizer.zero_grad()  # here, so that no gradient is older than the profile
 
     resident = resident_bytes()
     step()
