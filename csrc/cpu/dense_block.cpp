@@ -1,7 +1,6 @@
 // A dense block on the CPU: all features in one NHWC buffer, of which every layer reads the first channels and appends
 // its own. Batch norm's statistics belong to a channel and not to a layer, so they are computed once for each feature.
 // The backward pass computes each layer's normalised input again: one layer's at a time is in memory.
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
@@ -13,6 +12,7 @@
 #include "../ops.h"
 #include "batch_norm.h"
 #include "dtypes.h"
+#include "memory.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -63,7 +63,7 @@ class DenseBlock {
   // Features [first, first + count) of a tensor that holds them all.
   Tensor part(const Tensor& features, int64_t first, int64_t count) const { return features.narrow(1, first, count); }
   Tensor image(int64_t channels, at::ScalarType dtype) const {
-    return at::empty({n_, channels, h_, w_}, options_.dtype(dtype).memory_format(kNhwc));
+    return empty({n_, channels, h_, w_}, options_.dtype(dtype).memory_format(kNhwc));
   }
 
   // The batch's moments of features [first, first + count), appended to those of the features before.
@@ -79,7 +79,7 @@ class DenseBlock {
   // the next call.
   Tensor normalised(const Tensor& features, int64_t i, const Tensor& mask) {
     const Layer l = layer(i);
-    if (!scratch_.defined()) scratch_ = at::empty({n_ * h_ * w_ * read_channels()}, options_.dtype(kDtype));
+    if (!scratch_.defined()) scratch_ = empty({n_ * h_ * w_ * read_channels()}, options_.dtype(kDtype));
     const Tensor result =
         scratch_.narrow(0, 0, n_ * h_ * w_ * l.channels).view({n_, h_, w_, l.channels}).permute({0, 3, 1, 2});
     const Tensor rows = rows_of(part(features, 0, l.channels), kDtype);
@@ -206,7 +206,7 @@ template <typename T>
 std::vector<Tensor> backward(bool training, const Tensor& grad_output, const Tensor& features, TensorList statistics,
                              TensorList parameters, ArrayRef<double> eps, const c10::List<bool>& wanted) {
   const auto channels = checks::dense_block(features, /*is_output=*/true, parameters, eps);
-  const Tensor none = at::empty({0}, features.options());
+  const Tensor none = empty({0}, features.options());
   std::vector<Tensor> grads(parameters.size() + 1, none);
   if (features.numel() == 0) {
     for (size_t i = 0; i < grads.size(); ++i)
@@ -228,7 +228,7 @@ std::vector<Tensor> backward(bool training, const Tensor& grad_output, const Ten
     // 1. Of the convolution, whose input is computed again.
     const Tensor grad_conv = run.complete(l.channels, channels[i + 1] - l.channels, l.conv_weight.scalar_type());
     const BatchNormGeometry g = block.geometry(l.channels);
-    const Tensor mask = at::empty({g.rows, g.mask_stride}, features.options().dtype(at::kByte));
+    const Tensor mask = empty({g.rows, g.mask_stride}, features.options().dtype(at::kByte));
     auto [grad_normalised, grad_weight, grad_bias] =
         ops::conv2d_backward(grad_conv, block.normalised(nhwc, i, mask), l.conv_weight, kPair, kPair, kPair, 1,
                              {by_features, by_weight, by_bias}, std::nullopt);
