@@ -69,6 +69,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
   FASTCNN_CALL(conv2d_backward, grad_output, input, weight, stride, padding, dilation, groups, output_mask, activated);
 }
 
+Tensor _relu_mask(const Tensor& output) { FASTCNN_CALL(_relu_mask, output); }
+
 // --- dense block ---
 
 std::tuple<Tensor, Tensor, Tensor> dense_block_train(const Tensor& input, at::TensorList parameters,

@@ -48,6 +48,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
                                                    c10::SymIntArrayRef dilation, c10::SymInt groups,
                                                    std::array<bool, 3> output_mask, const OptionalTensor& activated);
 
+Tensor _relu_mask(const Tensor& output);
+
 // --- dense block ---
 
 std::tuple<Tensor, Tensor, Tensor> dense_block_train(const Tensor& input, at::TensorList parameters,

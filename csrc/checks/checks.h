@@ -15,7 +15,7 @@ namespace fastcnn::checks {
 Conv2dGeometry conv2d(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
 
-// conv2d's checks, and that grad_output and the activated output have the output's shape.
+// conv2d's checks, and that grad_output has the output's shape and the ReLU's mask as many bits.
 Conv2dGeometry conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
                                at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                                int64_t groups, const std::optional<at::Tensor>& activated);

@@ -90,7 +90,8 @@ def _conv2d_backward(
     shape = _conv2d_shape(input, weight, stride, padding, dilation, groups)
     torch._check(list(grad_output.shape) == shape, lambda: f"expected grad_output of size {shape}")
     if activated is not None:
-        torch._check(list(activated.shape) == shape, lambda: f"expected activated of size {shape}")
+        mask = [shape[0] * shape[2] * shape[3], (shape[1] + 7) // 8]
+        torch._check(list(activated.shape) == mask, lambda: f"expected activated of size {mask}")
     memory_format = _conv2d_format(input, weight)
 
     def like(t: Tensor) -> Tensor:
@@ -141,6 +142,11 @@ def _batch_norm_check(input: Tensor, residual: Tensor | None, **per_channel: Ten
 def _batch_norm_mask(input: Tensor, relu: bool) -> Tensor:
     shape = (_batch_norm_rows(input), (input.shape[1] + 7) // 8) if relu else (0,)
     return torch.empty(shape, dtype=torch.uint8, device=input.device)
+
+
+@torch.library.register_fake("fastcnn::_relu_mask")
+def _relu_mask(output: Tensor) -> Tensor:
+    return _batch_norm_mask(output, relu=True)
 
 
 @torch.library.register_fake("fastcnn::batch_norm_train")

@@ -25,31 +25,6 @@ void store_lanes(T* p, typename Vec<T>::Reg a, int lanes) {
   kWhole ? Vec<T>::store(p, a) : Vec<T>::store_first(p, a, lanes);
 }
 
-// The mask's bits of a register whose first channel is `channel`; reads only bytes that hold valid lanes.
-template <typename T>
-uint32_t load_bits(const uint8_t* row, int64_t channel, int lanes) {
-  uint16_t bits = 0;
-  __builtin_memcpy(&bits, row + channel / 8, lanes > 8 ? 2 : 1);
-  return bits >> (channel % 8);
-}
-
-// Writes the bytes that hold the bits of `channels` channels; kLanes is that number where it is known, else 0.
-template <int kLanes>
-void store_bits(uint8_t* bytes, uint64_t bits, int channels) {
-  if constexpr (kLanes != 0) {
-    __builtin_memcpy(bytes, &bits, kLanes / 8);  // little-endian, as every CPU that we build for
-  } else {
-    for (int i = 0; i < channels; i += 8) bytes[i / 8] = static_cast<uint8_t>(bits >> i);
-  }
-}
-
-template <bool kMask, typename T>
-typename Vec<T>::Reg pass_gradient(typename Vec<T>::Reg grad, const uint8_t* mask_row, int64_t channel, int lanes) {
-  using V = Vec<T>;
-  if constexpr (kMask) return V::select(V::from_bits(load_bits<T>(mask_row, channel, lanes)), grad, V::zero());
-  return grad;
-}
-
 // Cuts channels into blocks of as many registers as the tiles of the convolutions have, then of kGroup registers, the
 // last one perhaps not whole: step<registers, whole>(first channel, its channels).
 template <typename T, int kGroup, typename Step>
