@@ -206,8 +206,8 @@ template <typename T>
 std::vector<Tensor> backward(bool training, const Tensor& grad_output, const Tensor& features, TensorList statistics,
                              TensorList parameters, ArrayRef<double> eps, const c10::List<bool>& wanted) {
   const auto channels = checks::dense_block(features, /*is_output=*/true, parameters, eps);
-  const Tensor none = empty({0}, features.options());
-  std::vector<Tensor> grads(parameters.size() + 1, none);
+  std::vector<Tensor> grads;
+  while (grads.size() <= parameters.size()) grads.push_back(empty({0}, features.options()));
   if (features.numel() == 0) {
     for (size_t i = 0; i < grads.size(); ++i)
       if (wanted[i]) grads[i] = at::zeros_like(i == 0 ? features.narrow(1, 0, channels[0]) : parameters[i - 1]);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -56,7 +58,7 @@ class DenseBlock(nn.Module):
             return False
         if not (_is_plain(self.concat, Concat) and all(_is_plain_layer(layer) for layer in self.net)):
             return False
-        norms = [layer[0] for layer in self.net]
+        norms = [norm for norm, _ in self._layers()]
         if not norms or any(n.training != norms[0].training for n in norms):
             return False
         if any((n.running_mean is None) != (norms[0].running_mean is None) for n in norms):
@@ -69,9 +71,14 @@ class DenseBlock(nn.Module):
             and _torch.reason(input, *self.parameters()) is None
         )
 
+    def _layers(self) -> list[tuple[BatchNormReLU2d, Conv2d]]:
+        """Batch norm and convolution of each layer, all of them plain."""
+        layers: list[Any] = list(self.net)
+        return [(layer[0], layer[2]) for layer in layers]
+
     def _as_one(self, input: Tensor) -> Tensor:
         layers, training = [], False
-        for norm, _, conv in self.net:
+        for norm, conv in self._layers():
             running_mean, running_var, weight, bias, training, momentum, eps = arguments(norm)
             assert weight is not None and bias is not None and conv.bias is not None
             layers.append(
@@ -88,7 +95,9 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 def _is_plain_layer(layer: nn.Module) -> bool:
     if not isinstance(layer, nn.Sequential) or not _is_plain(layer, nn.Sequential) or len(layer) != 3:
         return False
-    norm, identity, conv = layer
+    norm, identity, conv = layer[0], layer[1], layer[2]
+    if not (isinstance(norm, BatchNormReLU2d) and isinstance(conv, Conv2d)):
+        return False
     if not (_is_plain(norm, BatchNormReLU2d) and _is_plain(identity, nn.Identity) and _is_plain(conv, Conv2d)):
         return False
     return (
