@@ -25,8 +25,7 @@ struct RowsResult {
   RowsResult(const Tensor& like, at::ScalarType dtype)
       : result(empty(like.sizes(), like.options().memory_format(like.suggest_memory_format()))),
         rows(result.movedim(1, -1)) {
-    if (result.scalar_type() != dtype || !rows.is_contiguous())
-      rows = empty(rows.sizes(), like.options().dtype(dtype));
+    if (result.scalar_type() != dtype || !rows.is_contiguous()) rows = empty(rows.sizes(), like.options().dtype(dtype));
   }
   Tensor finish() const {
     if (result.data_ptr() != rows.data_ptr()) result.copy_(rows.movedim(-1, 1));

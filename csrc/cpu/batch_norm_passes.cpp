@@ -89,7 +89,7 @@ std::vector<double> channel_values(const OptionalTensor& t, int64_t channels, do
 at::Tensor channel_tensor(const std::vector<double>& values, const at::Tensor& like, at::ScalarType dtype) {
   const auto direct = dtype == at::kFloat ? at::kFloat : at::kDouble;
   at::Tensor t = empty({static_cast<int64_t>(values.size())},
-                           like.options().dtype(direct).memory_format(at::MemoryFormat::Contiguous));
+                       like.options().dtype(direct).memory_format(at::MemoryFormat::Contiguous));
   if (dtype == at::kFloat) {
     std::copy(values.begin(), values.end(), t.mutable_data_ptr<float>());
     return t;

@@ -328,7 +328,8 @@ void conv2d_grad_weight_winograd(const Conv2dGeometry& g, WinogradSize size, con
   for (int64_t group = 0; group < g.groups; ++group) {
     ImageView<T> image = image_view<T>(input), grad = image_view<T>(grad_output);
     image.data += group * g.group_in(), image.depth = g.group_in();
-    const int64_t row_bytes = size.planes() * row_elements(kernels().of<T>(), image.depth) * int64_t{sizeof(Compute<T>)};
+    const int64_t row_bytes =
+        size.planes() * row_elements(kernels().of<T>(), image.depth) * int64_t{sizeof(Compute<T>)};
     const int64_t parts = ceil_div(g.group_out() * row_bytes, kSumsBytes);
     const int64_t in_part = ceil_div(ceil_div(g.group_out(), parts), kPartOutputs) * kPartOutputs;
     for (int64_t k = 0; k < g.group_out(); k += in_part) {
