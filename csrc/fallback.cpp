@@ -12,7 +12,6 @@
 #include <ATen/ops/native_batch_norm.h>
 #include <ATen/ops/native_batch_norm_backward.h>
 #include <ATen/ops/relu.h>
-#include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/var.h>
 #include <torch/library.h>
 
@@ -134,7 +133,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward(const at::Tensor&
                                                                const std::optional<at::Tensor>& activated) {
   require_allowed("conv2d_backward", input);
   const bool relu = activated.has_value() && activated->defined();
-  const at::Tensor grad = relu ? at::threshold_backward(grad_output, *activated, 0) : grad_output;
+  const at::Tensor grad = relu ? bit_mask::pass(*activated, grad_output) : grad_output;
   const auto [grad_input, grad_weight, grad_bias] =
       at::convolution_backward(grad, input, weight, at::IntArrayRef{weight.size(0)}, stride, padding, dilation,
                                /*transposed=*/false, /*output_padding=*/{0, 0}, groups, output_mask);
@@ -179,6 +178,7 @@ TORCH_LIBRARY_IMPL(fastcnn, CompositeExplicitAutograd, m) {
   m.impl("concat", fastcnn::fallback::concat);
   m.impl("conv2d", fastcnn::fallback::conv2d);
   m.impl("conv2d_backward", fastcnn::fallback::conv2d_backward);
+  m.impl("_relu_mask", fastcnn::bit_mask::pack);
   m.impl("max_pool2d", fastcnn::fallback::max_pool2d);
   m.impl("max_pool2d_with_indices", fastcnn::fallback::max_pool2d_with_indices);
   m.impl("avg_pool2d", fastcnn::fallback::avg_pool2d);

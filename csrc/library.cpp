@@ -26,10 +26,26 @@ TORCH_LIBRARY(fastcnn, m) {
   m.def(
       "conv2d(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=1, SymInt[2] padding=0, "
       "SymInt[2] dilation=1, SymInt groups=1, str? activation=None) -> Tensor");
-  // With `activated`, the output of a fused ReLU, the gradient passes where that is above zero.
+  // With `activated`, the mask of a fused ReLU, the gradient passes where its bit is set.
   m.def(
       "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
       "SymInt[2] dilation, SymInt groups, bool[3] output_mask, Tensor? activated=None) -> (Tensor, Tensor, Tensor)");
+  // A dense block. A layer's parameters are weight and bias of its batch norm, weight and bias of its convolution; mean
+  // and var (float64) are those of what the last layer reads. Statistics: mean and var in training, else the running
+  // ones of each layer. The gradients: of the input, then of the parameters.
+  m.def(
+      "dense_block_train(Tensor input, Tensor[] parameters, float[] eps) -> (Tensor features, Tensor mean, Tensor "
+      "var)");
+  m.def("dense_block_infer(Tensor input, Tensor[] statistics, Tensor[] parameters, float[] eps) -> Tensor");
+  m.def(
+      "dense_block_train_backward(Tensor grad_output, Tensor features, Tensor[] statistics, Tensor[] parameters, "
+      "float[] eps, bool[] output_mask) -> Tensor[]");
+  m.def(
+      "dense_block_infer_backward(Tensor grad_output, Tensor features, Tensor[] statistics, Tensor[] parameters, "
+      "float[] eps, bool[] output_mask) -> Tensor[]");
+  // Of a ReLU's output, one bit an element, set where the gradient passes: [rows, ceil(channels / 8)], the rows in NHWC
+  // order.
+  m.def("_relu_mask(Tensor output) -> Tensor");
   // Pooling. Offsets say which tap of a window won, kh * kernel_w + kw: channels_last, uint8 up to 256 taps, else
   // int32.
   m.def(

@@ -69,6 +69,31 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
   FASTCNN_CALL(conv2d_backward, grad_output, input, weight, stride, padding, dilation, groups, output_mask, activated);
 }
 
+Tensor _relu_mask(const Tensor& output) { FASTCNN_CALL(_relu_mask, output); }
+
+// --- dense block ---
+
+std::tuple<Tensor, Tensor, Tensor> dense_block_train(const Tensor& input, at::TensorList parameters,
+                                                     at::ArrayRef<double> eps) {
+  FASTCNN_CALL(dense_block_train, input, parameters, eps);
+}
+
+Tensor dense_block_infer(const Tensor& input, at::TensorList statistics, at::TensorList parameters,
+                         at::ArrayRef<double> eps) {
+  FASTCNN_CALL(dense_block_infer, input, statistics, parameters, eps);
+}
+
+std::vector<Tensor> dense_block_train_backward(const Tensor& grad_output, const Tensor& features,
+                                               at::TensorList statistics, at::TensorList parameters,
+                                               at::ArrayRef<double> eps, c10::List<bool> output_mask) {
+  FASTCNN_CALL(dense_block_train_backward, grad_output, features, statistics, parameters, eps, output_mask);
+}
+std::vector<Tensor> dense_block_infer_backward(const Tensor& grad_output, const Tensor& features,
+                                               at::TensorList statistics, at::TensorList parameters,
+                                               at::ArrayRef<double> eps, c10::List<bool> output_mask) {
+  FASTCNN_CALL(dense_block_infer_backward, grad_output, features, statistics, parameters, eps, output_mask);
+}
+
 // --- pooling ---
 
 Tensor max_pool2d(const Tensor& input, c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,

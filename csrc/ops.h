@@ -48,6 +48,23 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
                                                    c10::SymIntArrayRef dilation, c10::SymInt groups,
                                                    std::array<bool, 3> output_mask, const OptionalTensor& activated);
 
+Tensor _relu_mask(const Tensor& output);
+
+// --- dense block ---
+
+std::tuple<Tensor, Tensor, Tensor> dense_block_train(const Tensor& input, at::TensorList parameters,
+                                                     at::ArrayRef<double> eps);
+
+Tensor dense_block_infer(const Tensor& input, at::TensorList statistics, at::TensorList parameters,
+                         at::ArrayRef<double> eps);
+
+std::vector<Tensor> dense_block_train_backward(const Tensor& grad_output, const Tensor& features,
+                                               at::TensorList statistics, at::TensorList parameters,
+                                               at::ArrayRef<double> eps, c10::List<bool> output_mask);
+std::vector<Tensor> dense_block_infer_backward(const Tensor& grad_output, const Tensor& features,
+                                               at::TensorList statistics, at::TensorList parameters,
+                                               at::ArrayRef<double> eps, c10::List<bool> output_mask);
+
 // --- pooling: `offsets` say which tap of a window won, see library.cpp ---
 
 Tensor max_pool2d(const Tensor& input, c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,

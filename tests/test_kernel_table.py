@@ -49,6 +49,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "winograd_f4x3": _conv2d(16, 16, algorithm="winograd_f4x3"),
     "conv2d_grad_output": _conv2d(16, 16),
     "conv2d_depthwise": _conv2d(8, 8, 8),
+    "relu_mask": lambda: torch.ops.fastcnn._relu_mask(torch.randn(1, 3, 6, 6)),
     "conv2d_depthwise_grad_weight": _conv2d(8, 8, 8),
     "fma_peak": lambda: _library.load().fastcnn_fma_gflops(),
     "max_pool2d": _pool2d(ops.max_pool2d, 2),

@@ -2,11 +2,11 @@
 // derivatives of every order exist.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/threshold_backward.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "../common/backends.h"
+#include "../common/bit_mask.h"
 #include "../ops.h"
 #include "saved.h"
 
@@ -58,7 +58,8 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
     options.save(ctx);
     ctx->saved_data["relu"] = activation.has_value();
     ctx->saved_data["has_bias"] = bias.has_value() && bias->defined();
-    ctx->save_for_backward({input, weight, activation.has_value() ? output : Tensor()});
+    // One bit an element of the output: whoever reads the output next may not have to keep it.
+    ctx->save_for_backward({input, weight, activation.has_value() ? ops::_relu_mask(output) : Tensor()});
     return {output};
   }
 
@@ -100,9 +101,7 @@ class Conv2dBackwardFunction : public torch::autograd::Function<Conv2dBackwardFu
     const backends::Guard switches(load_switches(ctx));
     const auto saved = ctx->get_saved_variables();
     const Tensor &input = saved[1], &weight = saved[2], &activated = saved[3];
-    const auto masked = [&](const Tensor& t) {
-      return activated.defined() ? at::threshold_backward(t, activated, 0) : t;
-    };
+    const auto masked = [&](const Tensor& t) { return activated.defined() ? bit_mask::pass(activated, t) : t; };
     const Tensor& grad_output = saved[0];
     const Conv2dOptions options = Conv2dOptions::load(ctx);
     const auto mask = ctx->saved_data["mask"].toBoolList();

@@ -15,7 +15,7 @@ namespace fastcnn::checks {
 Conv2dGeometry conv2d(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
 
-// conv2d's checks, and that grad_output and the activated output have the output's shape.
+// conv2d's checks, and that grad_output has the output's shape and the ReLU's mask as many bits.
 Conv2dGeometry conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
                                at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                                int64_t groups, const std::optional<at::Tensor>& activated);
@@ -43,6 +43,11 @@ BatchNormGeometry batch_norm_infer(const at::Tensor& input, const at::Tensor& me
 BatchNormGeometry batch_norm_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& mean,
                                       const at::Tensor& var, const std::optional<at::Tensor>& weight,
                                       const at::Tensor& mask);
+
+// How many channels each layer of a dense block reads, and last how many it gives in all. `input` is the block's, or
+// where `is_output` its output.
+std::vector<int64_t> dense_block(const at::Tensor& input, bool is_output, at::TensorList parameters,
+                                 at::ArrayRef<double> eps);
 
 // True for 'relu', false for none; anything else is an error.
 bool relu_activation(const char* op, std::optional<std::string_view> activation);

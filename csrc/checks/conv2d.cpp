@@ -102,12 +102,14 @@ Conv2dGeometry conv2d_backward(const at::Tensor& grad_output, const at::Tensor& 
   TORCH_CHECK(grad_output.device() == input.device(),
               "fastcnn::conv2d_backward: Expected all tensors to be on the same ", "device, but got grad_output on ",
               grad_output.device(), " and input on ", input.device());
-  if (activated.has_value() && activated->defined())
-    TORCH_CHECK(activated->sizes() == grad_output.sizes() && activated->scalar_type() == grad_output.scalar_type() &&
+  if (activated.has_value() && activated->defined()) {
+    const int64_t mask[] = {g.batch * g.out_h * g.out_w, ceil_div(g.out_channels, 8)};
+    TORCH_CHECK(activated->sizes() == at::IntArrayRef(mask) && activated->scalar_type() == at::kByte &&
                     activated->device() == grad_output.device(),
-                "fastcnn::conv2d_backward: expected activated to be like grad_output (", grad_output.sizes(), ", ",
-                grad_output.scalar_type(), " on ", grad_output.device(), "), but got ", activated->sizes(), ", ",
-                activated->scalar_type(), " on ", activated->device());
+                "fastcnn::conv2d_backward: expected activated to be uint8 of size ", at::IntArrayRef(mask), " on ",
+                grad_output.device(), ", but got ", activated->scalar_type(), " of size ", activated->sizes(), " on ",
+                activated->device());
+  }
   return g;
 }
 

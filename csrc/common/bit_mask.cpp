@@ -27,4 +27,8 @@ at::Tensor unpack(const at::Tensor& mask, const at::Tensor& like) {
   return bits.reshape_symint(rows).narrow_symint(-1, 0, like.sym_size(1)).movedim(-1, 1).to(like.scalar_type());
 }
 
+at::Tensor pass(const at::Tensor& mask, const at::Tensor& grad) {
+  return grad.masked_fill(unpack(mask, grad).eq(0), 0);
+}
+
 }  // namespace fastcnn::bit_mask

@@ -12,4 +12,7 @@ at::Tensor pack(const at::Tensor& output);
 // The mask of tensors shaped as `like`, in its shape and dtype: 1 where the gradient passes, 0 elsewhere.
 at::Tensor unpack(const at::Tensor& mask, const at::Tensor& like);
 
+// The gradient where it passes, zero elsewhere whatever it is there.
+at::Tensor pass(const at::Tensor& mask, const at::Tensor& grad);
+
 }  // namespace fastcnn::bit_mask

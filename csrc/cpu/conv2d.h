@@ -120,8 +120,8 @@ void conv2d_grad_weight_direct(const Conv2dGeometry& g, const at::Tensor& grad_o
 template <typename T>
 void conv2d_grad_weight_winograd(const Conv2dGeometry& g, WinogradSize size, const at::Tensor& grad_output,
                                  const at::Tensor& input, at::Tensor& grad_weight);
-// grad_output as dense NHWC, where a fused ReLU's output is given zero where that is not above zero, and if asked for
-// its sums over images and positions, in the type that T is computed in.
+// grad_output as dense NHWC, where a fused ReLU's mask is given zero where its bit is not set, and if asked for its
+// sums over images and positions, in the type that T is computed in.
 template <typename T>
 std::tuple<at::Tensor, at::Tensor> conv2d_grad_output(const at::Tensor& grad_output, const at::Tensor& activated,
                                                       bool sums);

@@ -26,12 +26,13 @@ std::tuple<at::Tensor, at::Tensor> conv2d_grad_output(const at::Tensor& grad_out
   const bool copies = activated.defined() || grad_stride != channels;
   if (!copies && !sums) return {source, at::Tensor()};
   backends::record_kernel("conv2d_grad_output");
-  const at::Tensor mask = activated.defined() ? activated.contiguous(kNhwc) : activated;
+  const at::Tensor mask = activated.defined() ? activated.contiguous() : activated;
+  const int64_t mask_stride = ceil_div(channels, 8);
   const at::Tensor result = copies ? empty(source.sizes(), source.options(), kNhwc) : source;
   const int64_t parts = ceil_div(rows, kPartRows);
   const at::Tensor partial = zeros({sums ? parts : 0, channels}, at::kDouble);
   const T* grad_data = data_of<T>(source);
-  const T* mask_data = mask.defined() ? data_of<T>(mask) : nullptr;
+  const uint8_t* mask_data = mask.defined() ? mask.const_data_ptr<uint8_t>() : nullptr;
   T* result_data = copies ? mutable_data_of<T>(result) : nullptr;
   double* partial_data = sums ? partial.mutable_data_ptr<double>() : nullptr;
   const KernelSet<T>& kernel = kernels().of<T>();
@@ -39,7 +40,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_grad_output(const at::Tensor& grad_out
     for (int64_t p = begin; p < end; ++p) {
       const int64_t row = p * kPartRows, at = row * channels;
       kernel.conv2d_grad_output({grad_data + row * grad_stride, grad_stride,
-                                 mask_data != nullptr ? mask_data + at : nullptr,
+                                 mask_data != nullptr ? mask_data + row * mask_stride : nullptr, mask_stride,
                                  result_data != nullptr ? result_data + at : nullptr, std::min(kPartRows, rows - row),
                                  channels, sums ? partial_data + p * channels : nullptr});
     }

@@ -8,20 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from fastcnn.models.layers import LayerSet, check_positive, layer_set
 
 STEM_CHANNELS = 64
-
-
-def conv_block(make: LayerSet, in_channels: int, out_channels: int) -> nn.Sequential:
-    """BatchNorm, ReLU, 3x3 convolution."""
-    return nn.Sequential(
-        make.batch_norm_relu2d(in_channels),
-        make.relu(),
-        make.conv2d(in_channels, out_channels, kernel_size=3, padding=1),
-    )
 
 
 def transition_block(make: LayerSet, in_channels: int, out_channels: int) -> nn.Sequential:
@@ -32,25 +23,6 @@ def transition_block(make: LayerSet, in_channels: int, out_channels: int) -> nn.
         make.conv2d(in_channels, out_channels, kernel_size=1),
         make.avg_pool2d(kernel_size=2, stride=2),
     )
-
-
-class DenseBlock(nn.Module):
-    """num_convs convolution blocks; each one's growth_rate channels are appended to its input."""
-
-    def __init__(self, make: LayerSet, num_convs: int, in_channels: int, growth_rate: int) -> None:
-        """Builds the block from the layers of `make`."""
-        super().__init__()
-        self.net = nn.Sequential(
-            *(conv_block(make, in_channels + index * growth_rate, growth_rate) for index in range(num_convs))
-        )
-        self.concat = make.concat(dim=1)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Tensor[N, C, H, W] to Tensor[N, C + num_convs * growth_rate, H, W]."""
-        features = input
-        for block in self.net:
-            features = self.concat([features, block(features)])
-        return features
 
 
 def densenet(
@@ -92,7 +64,7 @@ def densenet(
         )
     ]
     for index, convolutions in enumerate(num_convs):
-        modules.append(DenseBlock(make, convolutions, channels, growth_rate))
+        modules.append(make.dense_block(convolutions, channels, growth_rate))
         channels += convolutions * growth_rate
         if index != len(num_convs) - 1:
             modules.append(transition_block(make, channels, channels // 2))

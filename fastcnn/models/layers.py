@@ -27,6 +27,7 @@ class LayerSet:
     batch_norm1d: Factory
     batch_norm2d: Factory
     concat: Factory
+    dense_block: Factory  # of (num_convs, in_channels, growth_rate)
     flatten: Factory
     conv2d_relu: Factory  # the ReLU that follows is fused if the set can
     batch_norm_relu2d: Factory  # likewise; where `fused`, forward takes the residual to add before the ReLU
@@ -45,6 +46,7 @@ def layer_set(layers: str) -> LayerSet:
             batch_norm1d=nn.BatchNorm1d,
             batch_norm2d=nn.BatchNorm2d,
             concat=TorchConcat,
+            dense_block=TorchDenseBlock,
             flatten=nn.Flatten,
             conv2d_relu=nn.Conv2d,
             batch_norm_relu2d=nn.BatchNorm2d,
@@ -67,6 +69,7 @@ def layer_set(layers: str) -> LayerSet:
             batch_norm1d=fast.BatchNorm1d,
             batch_norm2d=fast.BatchNorm2d,
             concat=fast.Concat,
+            dense_block=fast.DenseBlock,
             flatten=ChannelsLastFlatten,
             conv2d_relu=conv2d_relu,
             batch_norm_relu2d=fast.BatchNormReLU2d,
@@ -102,6 +105,26 @@ class TorchConcat(nn.Module):
     def extra_repr(self) -> str:
         """What repr() shows between the brackets."""
         return f"dim={self.dim}"
+
+
+class TorchDenseBlock(nn.Module):
+    """fastcnn.nn.DenseBlock from torch.nn's layers, one by one."""
+
+    def __init__(self, num_convs: int, in_channels: int, growth_rate: int) -> None:
+        """Builds num_convs times batch norm, ReLU and a 3x3 convolution of growth_rate channels."""
+        super().__init__()
+        self.net = nn.Sequential()
+        for channels in range(in_channels, in_channels + num_convs * growth_rate, growth_rate):
+            conv = nn.Conv2d(channels, growth_rate, kernel_size=3, padding=1)
+            self.net.append(nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), conv))
+        self.concat = TorchConcat(dim=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Tensor[N, C, H, W] to Tensor[N, C + num_convs * growth_rate, H, W]."""
+        features = input
+        for block in self.net:
+            features = self.concat([features, block(features)])
+        return features
 
 
 class _FlattenChannelsLast(torch.autograd.Function):

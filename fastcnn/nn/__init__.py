@@ -3,6 +3,7 @@
 from fastcnn.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNormReLU2d, convert_sync_batchnorm
 from fastcnn.nn.concat import Concat
 from fastcnn.nn.conv2d import Conv2d
+from fastcnn.nn.dense_block import DenseBlock
 from fastcnn.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool2d, MaxPool2d
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "BatchNormReLU2d",
     "Concat",
     "Conv2d",
+    "DenseBlock",
     "GlobalAvgPool2d",
     "MaxPool2d",
     "convert_sync_batchnorm",

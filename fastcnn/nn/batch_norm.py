@@ -30,7 +30,7 @@ class BatchNorm1d(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalises Tensor[N, C] or Tensor[N, C, L]; see fastcnn.ops.batch_norm."""
         self._check_input_dim(input)
-        return ops.batch_norm(input, *_arguments(self))
+        return ops.batch_norm(input, *arguments(self))
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -39,7 +39,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalises Tensor[N, C, H, W]; see fastcnn.ops.batch_norm."""
         self._check_input_dim(input)
-        return ops.batch_norm(input, *_arguments(self))
+        return ops.batch_norm(input, *arguments(self))
 
 
 class BatchNormReLU2d(nn.BatchNorm2d):
@@ -53,7 +53,7 @@ class BatchNormReLU2d(nn.BatchNorm2d):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Computes relu(batch_norm(input) + residual) of Tensor[N, C, H, W]; see fastcnn.ops.batch_norm_relu."""
         self._check_input_dim(input)
-        return ops.batch_norm_relu(input, *_arguments(self), residual)
+        return ops.batch_norm_relu(input, *arguments(self), residual)
 
 
 class SyncBatchNormReLU2d(nn.SyncBatchNorm):
@@ -99,7 +99,7 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.M
     return module
 
 
-def _arguments(
+def arguments(
     module: _BatchNorm,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, bool, float, float]:
     """Counts the batch, and gives what torch.nn's forward passes to F.batch_norm after the input."""

@@ -90,7 +90,8 @@ def _conv2d_backward(
     shape = _conv2d_shape(input, weight, stride, padding, dilation, groups)
     torch._check(list(grad_output.shape) == shape, lambda: f"expected grad_output of size {shape}")
     if activated is not None:
-        torch._check(list(activated.shape) == shape, lambda: f"expected activated of size {shape}")
+        mask = [shape[0] * shape[2] * shape[3], (shape[1] + 7) // 8]
+        torch._check(list(activated.shape) == mask, lambda: f"expected activated of size {mask}")
     memory_format = _conv2d_format(input, weight)
 
     def like(t: Tensor) -> Tensor:
@@ -141,6 +142,11 @@ def _batch_norm_check(input: Tensor, residual: Tensor | None, **per_channel: Ten
 def _batch_norm_mask(input: Tensor, relu: bool) -> Tensor:
     shape = (_batch_norm_rows(input), (input.shape[1] + 7) // 8) if relu else (0,)
     return torch.empty(shape, dtype=torch.uint8, device=input.device)
+
+
+@torch.library.register_fake("fastcnn::_relu_mask")
+def _relu_mask(output: Tensor) -> Tensor:
+    return _batch_norm_mask(output, relu=True)
 
 
 @torch.library.register_fake("fastcnn::batch_norm_train")
@@ -229,6 +235,69 @@ def _batch_norm_backward(
 def _concat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     output: Tensor = torch.ops.aten.cat.default(tensors, dim)
     return output.clone()
+
+
+# --- dense_block ----------------------------------------------------------------------------------------------------
+
+
+def _dense_block_output(input: Tensor, parameters: Sequence[Tensor], eps: Sequence[float]) -> tuple[Tensor, int]:
+    """The output, and how many channels the last layer reads."""
+    torch._check(
+        len(eps) > 0 and len(parameters) == 4 * len(eps),
+        lambda: f"expected four parameters a layer, but got {len(parameters)} for {len(eps)} layers",
+    )
+    channels, read = input.shape[1], 0
+    for norm_weight, norm_bias, weight, bias in zip(*(parameters[i::4] for i in range(4)), strict=True):
+        shape = [input.shape[0], channels, *input.shape[2:]]
+        _batch_norm_check(input.new_empty(shape), None, weight=norm_weight, bias=norm_bias)
+        _conv2d_shape(input.new_empty(shape, dtype=weight.dtype), weight, (1, 1), (1, 1), (1, 1), 1)
+        torch._check(bias.shape == weight.shape[:1], lambda b=bias: f"expected bias to be 1-dimensional, got {b.shape}")
+        channels, read = channels + weight.shape[0], channels
+    shape = [input.shape[0], channels, *input.shape[2:]]
+    memory_format = _conv2d_format(input, parameters[2])
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format), read
+
+
+@torch.library.register_fake("fastcnn::dense_block_train")
+def _dense_block_train(
+    input: Tensor, parameters: Sequence[Tensor], eps: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = _batch_norm_rows(input)
+    torch._check_value(rows != 1, lambda: f"Expected more than 1 value per channel when training, got {input.shape}")
+    output, read = _dense_block_output(input, parameters, eps)
+    mean = torch.empty((read,), dtype=torch.float64, device=input.device)
+    return output, mean, torch.empty_like(mean)
+
+
+@torch.library.register_fake("fastcnn::dense_block_infer")
+def _dense_block_infer(
+    input: Tensor, statistics: Sequence[Tensor], parameters: Sequence[Tensor], eps: Sequence[float]
+) -> Tensor:
+    torch._check(len(statistics) == 2 * len(eps), lambda: f"expected 2 statistics a layer, but got {len(statistics)}")
+    return _dense_block_output(input, parameters, eps)[0]
+
+
+@torch.library.register_fake("fastcnn::dense_block_train_backward")
+@torch.library.register_fake("fastcnn::dense_block_infer_backward")
+def _dense_block_backward(
+    grad_output: Tensor,
+    features: Tensor,
+    statistics: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    eps: Sequence[float],
+    output_mask: Sequence[bool],
+) -> list[Tensor]:
+    torch._check(grad_output.shape == features.shape, lambda: f"expected grad_output of size {features.shape}")
+    nhwc = torch.channels_last
+    channels = features.shape[1] - sum(weight.shape[0] for weight in parameters[2::4])
+    shape = [features.shape[0], channels, *features.shape[2:]]
+    memory_format = suggest_memory_format(features)
+    grads = [torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=memory_format)]
+    for i, p in enumerate(parameters):
+        # A convolution reads a channels_last image, so its weight's gradient is channels_last.
+        memory_format = nhwc if i % 4 == 2 else torch.contiguous_format
+        grads.append(torch.empty(p.shape, dtype=p.dtype, device=p.device, memory_format=memory_format))
+    return [grad if wanted else _none_like(features) for grad, wanted in zip(grads, output_mask, strict=True)]
 
 
 # --- pooling --------------------------------------------------------------------------------------------------------

@@ -19,20 +19,21 @@ def use_torch(op: str, *tensors: Tensor | None) -> bool:
     Raises:
         NotImplementedError: it has to, and fastcnn.backends.fallback is off.
     """
-    if torch.compiler.is_compiling():
-        return False
-    reason = _reason(tensors)
-    if reason is None:
+    why = reason(*tensors)
+    if why is None:
         return False
     if not backends.fallback_enabled():
         raise NotImplementedError(
-            f"fastcnn::{op}: no kernel of fastcnn covers {reason}, and fastcnn.backends.fallback is off, so that "
+            f"fastcnn::{op}: no kernel of fastcnn covers {why}, and fastcnn.backends.fallback is off, so that "
             "torch's own op may not run instead"
         )
     return True
 
 
-def _reason(tensors: tuple[Tensor | None, ...]) -> str | None:
+def reason(*tensors: Tensor | None) -> str | None:
+    """Returns what makes torch's own op necessary, in a few words; None for nothing."""
+    if torch.compiler.is_compiling():
+        return None
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms"
     if forward_ad._current_level >= 0 and any(_has_tangent(t) for t in tensors):

@@ -125,13 +125,26 @@ def _batch_norm(
     output, mean, var = torch.ops.fastcnn.batch_norm_train.default(input, weight, bias, residual, eps, relu)
     # An empty batch leaves the running statistics alone, as in torch.
     if running_mean is not None and running_var is not None and input.numel() > 0:
-        _check_running("running_mean", running_mean, input, weight)
-        _check_running("running_var", running_var, input, weight)
-        rows = input.numel() // input.shape[1]
-        with torch.no_grad():
-            _move(running_mean, mean, momentum)
-            _move(running_var, var * (rows / (rows - 1)), momentum)
+        track(running_mean, running_var, mean, var, momentum, input, weight)
     return output
+
+
+def track(
+    running_mean: Tensor,
+    running_var: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float,
+    input: Tensor,
+    weight: Tensor | None,
+) -> None:
+    """Moves the running statistics towards the batch's mean and biased variance, which a layer got from `input`."""
+    _check_running("running_mean", running_mean, input, weight)
+    _check_running("running_var", running_var, input, weight)
+    rows = input.numel() // input.shape[1]
+    with torch.no_grad():
+        _move(running_mean, mean, momentum)
+        _move(running_var, var * (rows / (rows - 1)), momentum)
 
 
 def _check_running(name: str, running: Tensor, input: Tensor, weight: Tensor | None) -> None:

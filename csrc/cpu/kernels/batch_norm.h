@@ -25,31 +25,6 @@ void store_lanes(T* p, typename Vec<T>::Reg a, int lanes) {
   kWhole ? Vec<T>::store(p, a) : Vec<T>::store_first(p, a, lanes);
 }
 
-// The mask's bits of a register whose first channel is `channel`; reads only bytes that hold valid lanes.
-template <typename T>
-uint32_t load_bits(const uint8_t* row, int64_t channel, int lanes) {
-  uint16_t bits = 0;
-  __builtin_memcpy(&bits, row + channel / 8, lanes > 8 ? 2 : 1);
-  return bits >> (channel % 8);
-}
-
-// Writes the bytes that hold the bits of `channels` channels; kLanes is that number where it is known, else 0.
-template <int kLanes>
-void store_bits(uint8_t* bytes, uint64_t bits, int channels) {
-  if constexpr (kLanes != 0) {
-    __builtin_memcpy(bytes, &bits, kLanes / 8);  // little-endian, as every CPU that we build for
-  } else {
-    for (int i = 0; i < channels; i += 8) bytes[i / 8] = static_cast<uint8_t>(bits >> i);
-  }
-}
-
-template <bool kMask, typename T>
-typename Vec<T>::Reg pass_gradient(typename Vec<T>::Reg grad, const uint8_t* mask_row, int64_t channel, int lanes) {
-  using V = Vec<T>;
-  if constexpr (kMask) return V::select(V::from_bits(load_bits<T>(mask_row, channel, lanes)), grad, V::zero());
-  return grad;
-}
-
 // Cuts channels into blocks of as many registers as the tiles of the convolutions have, then of kGroup registers, the
 // last one perhaps not whole: step<registers, whole>(first channel, its channels).
 template <typename T, int kGroup, typename Step>
@@ -148,7 +123,7 @@ void batch_norm_stats(const BatchNormStatsArgs<T>& a) {
 }
 
 // Blocks of rows summed in T, added up in double.
-template <typename T, int kRegisters, bool kWhole, bool kMask>
+template <typename T, int kRegisters, bool kWhole, bool kMask, bool kResult>
 void grad_sums_block(const BatchNormGradSumsArgs<T>& a, int64_t channel, int valid) {
   using V = Vec<T>;
   constexpr int width = V::kWidth;
@@ -156,14 +131,19 @@ void grad_sums_block(const BatchNormGradSumsArgs<T>& a, int64_t channel, int val
   double* sum = a.sum + channel;
   double* product = a.product + channel;
   for (int i = 0; i < valid; ++i) sum[i] = product[i] = 0;
-  typename V::Reg mean[kRegisters];
-  for (int v = 0; v < kRegisters; ++v) mean[v] = load_lanes<kWhole>(a.mean + channel + v * width, lanes);
+  typename V::Reg mean[kRegisters], scale[kRegisters];
+  for (int v = 0; v < kRegisters; ++v) {
+    mean[v] = load_lanes<kWhole>(a.mean + channel + v * width, lanes);
+    if constexpr (kResult) scale[v] = load_lanes<kWhole>(a.scale + channel + v * width, lanes);
+  }
 
   for (int64_t row = 0; row < a.rows; row += a.block_rows) {
     const int64_t rows = a.rows - row < a.block_rows ? a.rows - row : a.block_rows;
     const T* g = a.grad_output + row * a.grad_stride + channel;
     const T* x = a.input + row * a.row_stride + channel;
     const uint8_t* bits = kMask ? a.mask + row * a.mask_stride : nullptr;
+    const T* addend = kResult ? a.addend + row * a.addend_stride + channel : nullptr;
+    T* result = kResult ? a.result + row * a.result_stride + channel : nullptr;
     typename V::Reg total[kSumChains][kRegisters], products[kSumChains][kRegisters];
     for (int j = 0; j < kSumChains; ++j)
       for (int v = 0; v < kRegisters; ++v) total[j][v] = products[j][v] = V::zero();
@@ -176,6 +156,10 @@ void grad_sums_block(const BatchNormGradSumsArgs<T>& a, int64_t channel, int val
                                     bits + r * a.mask_stride, channel + v * width, lanes);
         total[j][v] = V::add(total[j][v], grad);
         products[j][v] = V::fmadd(grad, V::sub(load_lanes<kWhole>(x + at, lanes), mean[v]), products[j][v]);
+        if constexpr (kResult) {
+          const typename V::Reg sum = load_lanes<kWhole>(addend + r * a.addend_stride + v * width, lanes);
+          store_lanes<kWhole>(result + r * a.result_stride + v * width, V::fmadd(grad, scale[v], sum), lanes);
+        }
       }
     };
     int64_t r = 0;
@@ -195,8 +179,11 @@ void grad_sums_block(const BatchNormGradSumsArgs<T>& a, int64_t channel, int val
 template <typename T>
 void batch_norm_grad_sums(const BatchNormGradSumsArgs<T>& a) {
   for_each_channel_block<T, 1>(a.channels, [&]<int kRegisters, bool kWhole>(int64_t channel, int channels) {
-    a.mask != nullptr ? grad_sums_block<T, kRegisters, kWhole, true>(a, channel, channels)
-                      : grad_sums_block<T, kRegisters, kWhole, false>(a, channel, channels);
+    const auto with_result = [&]<bool kMask>() {
+      a.result != nullptr ? grad_sums_block<T, kRegisters, kWhole, kMask, true>(a, channel, channels)
+                          : grad_sums_block<T, kRegisters, kWhole, kMask, false>(a, channel, channels);
+    };
+    a.mask != nullptr ? with_result.template operator()<true>() : with_result.template operator()<false>();
   });
 }
 
@@ -230,8 +217,8 @@ void apply_block(const BatchNormApplyArgs<T>& a, int64_t channel, int channels) 
         bits |= static_cast<uint64_t>(~V::bits(V::equal(y, V::zero())) & ((1u << lanes[v]) - 1)) << at;
     }
     if constexpr (kMask) store_bits<kWhole ? kRegisters * width : 0>(mask, bits, channels);
-    x += a.row_stride, output += a.row_stride;
-    if constexpr (kResidual) residual += a.row_stride;
+    x += a.row_stride, output += a.output_stride;
+    if constexpr (kResidual) residual += a.residual_stride;
     if constexpr (kMask) mask += a.mask_stride;
   }
 }
@@ -264,17 +251,17 @@ void grad_input_block(const BatchNormGradInputArgs<T>& a, int64_t channel, int c
     }
   }
   for (int64_t row = 0; row < a.rows; ++row) {
-    const int64_t first = row * a.row_stride + channel;
+    const int64_t first = row * a.row_stride + channel, first_result = row * a.output_stride + channel;
     const T* grad_output = a.grad_output + row * a.grad_stride + channel;
 #pragma GCC unroll 4
     for (int v = 0; v < kRegisters; ++v) {
-      const int64_t at = first + v * width;
+      const int64_t at = first_result + v * width;
       const typename V::Reg grad = pass_gradient<kMask, T>(load_lanes<kWhole>(grad_output + v * width, lanes),
                                                            a.mask + row * a.mask_stride, channel + v * width, lanes);
       if constexpr (kResidual) store_lanes<kWhole>(a.grad_residual + at, grad, lanes);
       typename V::Reg result;
       if constexpr (kInput) {
-        const typename V::Reg x = V::sub(load_lanes<kWhole>(a.input + at, lanes), mean[v]);
+        const typename V::Reg x = V::sub(load_lanes<kWhole>(a.input + first + v * width, lanes), mean[v]);
         result = V::fmadd(grad, scale[v], V::fmadd(x, slope[v], offset[v]));
       } else {
         result = V::mul(grad, scale[v]);

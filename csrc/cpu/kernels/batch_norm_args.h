@@ -26,17 +26,18 @@ struct BatchNormStatsArgs {
 template <typename T>
 struct BatchNormApplyArgs {
   const T* input;     // [rows, row_stride]
-  const T* residual;  // as input, or null
+  const T* residual;  // [rows, residual_stride], or null
   const T* mean;      // [channels]
   const T* scale;     // [channels]
   const T* shift;     // [channels]
-  T* output;          // [rows, row_stride]
+  T* output;          // [rows, output_stride]
   uint8_t* mask;      // [rows, mask_stride], or null
-  int64_t rows, channels, row_stride, mask_stride;
+  int64_t rows, channels, row_stride, residual_stride, output_stride, mask_stride;
   bool relu;
 };
 
-// With grad = grad_output where the mask lets it pass: sum[c] = sum of grad, product[c] = sum of grad * (input - mean).
+// With grad = grad_output where the mask lets it pass: sum[c] = sum of grad, product[c] = sum of grad * (input - mean),
+// and where `result` is not null, result = addend + grad * scale; the result may take grad_output's or addend's place.
 template <typename T>
 struct BatchNormGradSumsArgs {
   const T* grad_output;  // [rows, grad_stride]
@@ -47,6 +48,10 @@ struct BatchNormGradSumsArgs {
   int64_t block_rows;  // rows summed in T before double takes over
   double* sum;         // [channels]
   double* product;     // [channels]
+  const T* scale;      // [channels]
+  const T* addend;     // [rows, addend_stride]
+  T* result;           // [rows, result_stride], or null
+  int64_t addend_stride, result_stride;
 };
 
 // grad_input = grad * scale + (input - mean) * slope + offset, without the last two terms where input is null;
@@ -60,9 +65,9 @@ struct BatchNormGradInputArgs {
   const T* scale;        // [channels]
   const T* slope;        // [channels]
   const T* offset;       // [channels]
-  T* grad_input;         // [rows, row_stride]
-  T* grad_residual;      // [rows, row_stride], or null
-  int64_t rows, channels, row_stride, grad_stride, mask_stride;
+  T* grad_input;         // [rows, output_stride]
+  T* grad_residual;      // [rows, output_stride], or null
+  int64_t rows, channels, row_stride, grad_stride, output_stride, mask_stride;
 };
 
 }  // namespace fastcnn::cpu

@@ -122,14 +122,15 @@ struct Conv2dGradWeightTapsArgs {
   int64_t lanes;  // valid lanes, at most vectors * width
 };
 
-// grad = grad_output, where `activated` is given zero where that is not above zero (NaN passes); sums[c] = sum over
+// grad = grad_output, where `activated` is given zero where its bit is not set; sums[c] = sum over
 // rows of grad[row][c].
 template <typename T>
 struct Conv2dGradOutputArgs {
   const T* grad_output;  // [rows, grad_stride]
   int64_t grad_stride;
-  const T* activated;  // [rows, channels] or null
-  T* grad;             // [rows, channels] or null
+  const uint8_t* activated;  // [rows, mask_stride] of one bit a channel, or null
+  int64_t mask_stride;
+  T* grad;  // [rows, channels] or null
   int64_t rows;
   int64_t channels;
   double* sums;  // [channels] or null

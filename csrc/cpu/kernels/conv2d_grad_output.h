@@ -12,11 +12,7 @@ typename Vec<T>::Reg grad_output_run(const Conv2dGradOutputArgs<T>& a, int64_t r
   typename V::Reg sum = V::zero();
   for (int64_t r = row; r < end; ++r, grad += a.grad_stride) {
     typename V::Reg g = kWhole ? V::load(grad) : V::load_first(grad, lanes);
-    if constexpr (kMask) {
-      const T* at = a.activated + r * a.channels + c;
-      const typename V::Reg y = kWhole ? V::load(at) : V::load_first(at, lanes);
-      g = V::select(V::greater_or_nan(y, V::zero()), g, V::zero());
-    }
+    g = pass_gradient<kMask, T>(g, a.activated + r * a.mask_stride, c, lanes);
     if constexpr (kStore) {
       T* out = a.grad + r * a.channels + c;
       kWhole ? V::store(out, g) : V::store_first(out, g, lanes);

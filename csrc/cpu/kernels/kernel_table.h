@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "batch_norm_args.h"
+#include "bit_mask_args.h"
 #include "conv2d_args.h"
 #include "conv2d_winograd_args.h"
 #include "element.h"
@@ -22,7 +23,8 @@
   KERNEL(conv2d_winograd_input, Conv2dWinogradInputArgs)              \
   KERNEL(conv2d_winograd_grad_output, Conv2dWinogradInputArgs)        \
   KERNEL(conv2d_winograd_output, Conv2dWinogradOutputArgs)            \
-  KERNEL(conv2d_grad_output, Conv2dGradOutputArgs)
+  KERNEL(conv2d_grad_output, Conv2dGradOutputArgs)                    \
+  KERNEL(relu_mask, ReluMaskArgs)
 
 // these only know the types that are computed in.
 #define FASTCNN_COMPUTE_KERNELS(KERNEL)                             \

@@ -1,6 +1,7 @@
 // Every kernel, for the instruction set FASTCNN_ISA whose vec_*.h was included before; ends in the set's table.
 #include "kernel_table.h"
 // clang-format off
+#include "bit_mask.h"
 #include "conv2d_direct.h"
 #include "conv2d_pack.h"
 #include "conv2d_planar.h"
