@@ -19,6 +19,7 @@
 #include "checks/checks.h"
 #include "common/backends.h"
 #include "common/bit_mask.h"
+#include "common/switches.h"
 
 namespace fastcnn::fallback {
 namespace {
@@ -178,7 +179,8 @@ TORCH_LIBRARY_IMPL(fastcnn, CompositeExplicitAutograd, m) {
   m.impl("batch_norm_infer_backward", fastcnn::fallback::batch_norm_backward_of<false>);
   m.impl("concat", fastcnn::fallback::concat);
   m.impl("conv2d", fastcnn::fallback::conv2d);
-  m.impl("conv2d_backward", fastcnn::fallback::conv2d_backward);
+  m.impl("_conv2d_traced", fastcnn::backends::GivingSwitches<fastcnn::fallback::conv2d>::call);
+  m.impl("conv2d_backward", fastcnn::backends::TakingSwitches<fastcnn::fallback::conv2d_backward>::call);
   m.impl("max_pool2d", fastcnn::fallback::max_pool2d);
   m.impl("max_pool2d_with_indices", fastcnn::fallback::max_pool2d_with_indices);
   m.impl("avg_pool2d", fastcnn::fallback::avg_pool2d);

@@ -26,10 +26,15 @@ TORCH_LIBRARY(fastcnn, m) {
   m.def(
       "conv2d(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=1, SymInt[2] padding=0, "
       "SymInt[2] dilation=1, SymInt groups=1, str? activation=None) -> Tensor");
+  // What traced graphs hold where a gradient is wanted; the switches go into the backward.
+  m.def(
+      "_conv2d_traced(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, SymInt groups, str? activation) -> (Tensor output, Tensor switches)");
   // With `activated`, the output of a fused ReLU, the gradient passes where that is above zero.
   m.def(
       "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
-      "SymInt[2] dilation, SymInt groups, bool[3] output_mask, Tensor? activated=None) -> (Tensor, Tensor, Tensor)");
+      "SymInt[2] dilation, SymInt groups, bool[3] output_mask, Tensor? activated=None, "
+      "Tensor? switches=None) -> (Tensor, Tensor, Tensor)");
   // Pooling. Offsets say which tap of a window won, kh * kernel_w + kw: channels_last, uint8 up to 256 taps, else
   // int32.
   m.def(

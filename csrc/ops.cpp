@@ -62,11 +62,20 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   FASTCNN_CALL(conv2d, input, weight, bias, stride, padding, dilation, groups, activation);
 }
 
+std::tuple<Tensor, Tensor> _conv2d_traced(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                          c10::SymIntArrayRef dilation, c10::SymInt groups,
+                                          std::optional<std::string_view> activation) {
+  FASTCNN_CALL(_conv2d_traced, input, weight, bias, stride, padding, dilation, groups, activation);
+}
+
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                                    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                                                    c10::SymIntArrayRef dilation, c10::SymInt groups,
-                                                   std::array<bool, 3> output_mask, const OptionalTensor& activated) {
-  FASTCNN_CALL(conv2d_backward, grad_output, input, weight, stride, padding, dilation, groups, output_mask, activated);
+                                                   std::array<bool, 3> output_mask, const OptionalTensor& activated,
+                                                   const OptionalTensor& switches) {
+  FASTCNN_CALL(conv2d_backward, grad_output, input, weight, stride, padding, dilation, groups, output_mask, activated,
+               switches);
 }
 
 // --- pooling ---

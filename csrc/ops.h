@@ -42,11 +42,17 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
               c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
               std::optional<std::string_view> activation);
 
+std::tuple<Tensor, Tensor> _conv2d_traced(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                          c10::SymIntArrayRef dilation, c10::SymInt groups,
+                                          std::optional<std::string_view> activation);
+
 // Gradients that output_mask does not ask for come back as empty tensors.
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                                    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                                                    c10::SymIntArrayRef dilation, c10::SymInt groups,
-                                                   std::array<bool, 3> output_mask, const OptionalTensor& activated);
+                                                   std::array<bool, 3> output_mask, const OptionalTensor& activated,
+                                                   const OptionalTensor& switches);
 
 // --- pooling: `offsets` say which tap of a window won, see library.cpp ---
 

@@ -17,7 +17,6 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 bool given(const OptionalTensor& t) { return t.has_value() && t->defined(); }
 Tensor value(const OptionalTensor& t) { return t.value_or(Tensor()); }
-OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
 
 Gradients call_backward(bool training, const Tensor& grad_output, const Tensor& input, const Tensor& mean,
                         const Tensor& var, const OptionalTensor& weight, const Tensor& mask, double eps,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
+
+from fastcnn import _library
 
 _Ints = Sequence[int]
 
@@ -14,6 +17,11 @@ _Ints = Sequence[int]
 def _none_like(t: Tensor) -> Tensor:
     """What an op gives in place of a gradient that was not asked for."""
     return t.new_empty((0,))
+
+
+def _switches() -> Tensor:
+    """The switches as a traced forward gives them to its backward."""
+    return torch.empty(len(_library.load().fastcnn_switches().split()), dtype=torch.int64)
 
 
 # --- conv2d ---------------------------------------------------------------------------------------------------------
@@ -75,6 +83,11 @@ def _conv2d(
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=_conv2d_format(input, weight))
 
 
+@torch.library.register_fake("fastcnn::_conv2d_traced")
+def _conv2d_traced(input: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return _conv2d(input, *args), _switches()
+
+
 @torch.library.register_fake("fastcnn::conv2d_backward")
 def _conv2d_backward(
     grad_output: Tensor,
@@ -86,6 +99,7 @@ def _conv2d_backward(
     groups: int,
     output_mask: Sequence[bool],
     activated: Tensor | None = None,
+    switches: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = _conv2d_shape(input, weight, stride, padding, dilation, groups)
     torch._check(list(grad_output.shape) == shape, lambda: f"expected grad_output of size {shape}")
