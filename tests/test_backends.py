@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from kernels import recorded
+from kernels import capabilities, recorded
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcnn import _library, backends, ops
 
-CAPABILITIES = ("baseline", "avx2", "avx512")
 # For each switch a value other than the default.
 VALUES: dict[str, Any] = {
     "fallback": False,
@@ -34,11 +33,6 @@ def state() -> dict[str, int]:
 
 def capability() -> str:
     return str(_library.load().fastcnn_cpu_capability().decode())
-
-
-def available() -> list[str]:
-    """The capabilities of this CPU that the environment allows."""
-    return list(CAPABILITIES[: CAPABILITIES.index(_library.load().fastcnn_cpu_capability_allowed().decode()) + 1])
 
 
 def switch(name: str) -> Any:
@@ -98,13 +92,13 @@ def test_switch_belongs_to_a_thread(name: str) -> None:
 
 
 def test_cpu_capability_is_lowered_for_a_block() -> None:
-    for name in available():
+    for name in capabilities():
         with backends.cpu_capability(name):
             assert capability() == name
             with backends.cpu_capability("baseline"):
                 assert capability() == "baseline"
             assert capability() == name
-    assert capability() == available()[-1]
+    assert capability() == capabilities()[-1]
 
 
 def test_cpu_capability_that_the_machine_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +154,7 @@ def gradient(output: Tensor, input: Tensor) -> Tensor:
 @pytest.mark.parametrize("op", OPS)
 def test_ops_obey_cpu_capability_in_every_thread_and_in_the_backward(op: str) -> None:
     input, results = image(), {}
-    for name in available():
+    for name in capabilities():
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             with backends.cpu_capability(name), backends.fallback(False):
@@ -170,9 +164,9 @@ def test_ops_obey_cpu_capability_in_every_thread_and_in_the_backward(op: str) ->
             assert torch.equal(result[1], inside)
             # A worker that took no notice would round its share otherwise.
             assert all(map(torch.equal, result, results.setdefault(name, result)))
-    torch.testing.assert_close(results["baseline"], results[available()[-1]], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(results["baseline"], results[capabilities()[-1]], rtol=1e-4, atol=1e-4)
     if len(results) > 1 and op in ("conv2d", "batch_norm_relu"):  # which multiply and add, rounding once or twice
-        assert not any(map(torch.equal, results["baseline"], results[available()[-1]]))
+        assert not any(map(torch.equal, results["baseline"], results[capabilities()[-1]]))
 
 
 class StatesOfBackwards(TorchDispatchMode):
@@ -300,7 +294,7 @@ def test_compiled_function_and_its_backward_obey_the_switches_of_each_call(backe
 def test_compiled_backward_runs_on_its_forwards_cpu_capability(op: str) -> None:
     input = image()
     compiled = torch.compile(OPS[op], backend="aot_eager", fullgraph=True)
-    for name in reversed(available()):
+    for name in reversed(capabilities()):
         with backends.cpu_capability(name):
             expected, output = OPS[op](input), compiled(input)
         assert torch.equal(output, expected)
