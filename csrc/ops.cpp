@@ -29,11 +29,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> _batch_norm_train(const Tensor& input
   FASTCNN_CALL(_batch_norm_train, input, weight, bias, residual, eps, relu);
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> _batch_norm_train_traced(const Tensor& input,
+                                                                            const OptionalTensor& weight,
+                                                                            const OptionalTensor& bias,
+                                                                            const OptionalTensor& residual, double eps,
+                                                                            bool relu) {
+  FASTCNN_CALL(_batch_norm_train_traced, input, weight, bias, residual, eps, relu);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_train_backward(const Tensor& grad_output, const Tensor& input,
                                                                      const Tensor& mean, const Tensor& var,
                                                                      const OptionalTensor& weight, const Tensor& mask,
-                                                                     double eps, std::array<bool, 4> output_mask) {
-  FASTCNN_CALL(batch_norm_train_backward, grad_output, input, mean, var, weight, mask, eps, output_mask);
+                                                                     double eps, std::array<bool, 4> output_mask,
+                                                                     const OptionalTensor& switches) {
+  FASTCNN_CALL(batch_norm_train_backward, grad_output, input, mean, var, weight, mask, eps, output_mask, switches);
 }
 
 Tensor batch_norm_infer(const Tensor& input, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
@@ -47,11 +56,18 @@ std::tuple<Tensor, Tensor> _batch_norm_infer(const Tensor& input, const Tensor& 
   FASTCNN_CALL(_batch_norm_infer, input, mean, var, weight, bias, residual, eps, relu);
 }
 
+std::tuple<Tensor, Tensor, Tensor> _batch_norm_infer_traced(const Tensor& input, const Tensor& mean, const Tensor& var,
+                                                            const OptionalTensor& weight, const OptionalTensor& bias,
+                                                            const OptionalTensor& residual, double eps, bool relu) {
+  FASTCNN_CALL(_batch_norm_infer_traced, input, mean, var, weight, bias, residual, eps, relu);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_infer_backward(const Tensor& grad_output, const Tensor& input,
                                                                      const Tensor& mean, const Tensor& var,
                                                                      const OptionalTensor& weight, const Tensor& mask,
-                                                                     double eps, std::array<bool, 4> output_mask) {
-  FASTCNN_CALL(batch_norm_infer_backward, grad_output, input, mean, var, weight, mask, eps, output_mask);
+                                                                     double eps, std::array<bool, 4> output_mask,
+                                                                     const OptionalTensor& switches) {
+  FASTCNN_CALL(batch_norm_infer_backward, grad_output, input, mean, var, weight, mask, eps, output_mask, switches);
 }
 
 Tensor concat(at::TensorList tensors, int64_t dim) { FASTCNN_CALL(concat, tensors, dim); }

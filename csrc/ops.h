@@ -22,19 +22,29 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_train(const Tensor& input, const O
 std::tuple<Tensor, Tensor, Tensor, Tensor> _batch_norm_train(const Tensor& input, const OptionalTensor& weight,
                                                              const OptionalTensor& bias, const OptionalTensor& residual,
                                                              double eps, bool relu);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> _batch_norm_train_traced(const Tensor& input,
+                                                                            const OptionalTensor& weight,
+                                                                            const OptionalTensor& bias,
+                                                                            const OptionalTensor& residual, double eps,
+                                                                            bool relu);
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_train_backward(const Tensor& grad_output, const Tensor& input,
                                                                      const Tensor& mean, const Tensor& var,
                                                                      const OptionalTensor& weight, const Tensor& mask,
-                                                                     double eps, std::array<bool, 4> output_mask);
+                                                                     double eps, std::array<bool, 4> output_mask,
+                                                                     const OptionalTensor& switches);
 Tensor batch_norm_infer(const Tensor& input, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
                         const OptionalTensor& bias, const OptionalTensor& residual, double eps, bool relu);
 std::tuple<Tensor, Tensor> _batch_norm_infer(const Tensor& input, const Tensor& mean, const Tensor& var,
                                              const OptionalTensor& weight, const OptionalTensor& bias,
                                              const OptionalTensor& residual, double eps, bool relu);
+std::tuple<Tensor, Tensor, Tensor> _batch_norm_infer_traced(const Tensor& input, const Tensor& mean, const Tensor& var,
+                                                            const OptionalTensor& weight, const OptionalTensor& bias,
+                                                            const OptionalTensor& residual, double eps, bool relu);
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_infer_backward(const Tensor& grad_output, const Tensor& input,
                                                                      const Tensor& mean, const Tensor& var,
                                                                      const OptionalTensor& weight, const Tensor& mask,
-                                                                     double eps, std::array<bool, 4> output_mask);
+                                                                     double eps, std::array<bool, 4> output_mask,
+                                                                     const OptionalTensor& switches);
 
 Tensor concat(at::TensorList tensors, int64_t dim);
 

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "backends.h"
@@ -27,11 +28,18 @@ inline Switches from_values(const int64_t* values) {
 // An implementation whose last result is the switches that it ran under.
 template <auto Implementation>
 struct GivingSwitches;
-template <typename... Args, at::Tensor (*Implementation)(Args...)>
+template <typename Result, typename... Args, Result (*Implementation)(Args...)>
 struct GivingSwitches<Implementation> {
-  static std::tuple<at::Tensor, at::Tensor> call(Args... args) {
-    at::Tensor output = Implementation(std::forward<Args>(args)...);
-    return {output, at::tensor(to_values(current()), at::kLong)};
+  static auto call(Args... args) {
+    const auto as_tuple = [](auto result) {
+      if constexpr (std::is_same_v<Result, at::Tensor>) {
+        return std::make_tuple(result);
+      } else {
+        return result;
+      }
+    };
+    return std::tuple_cat(as_tuple(Implementation(std::forward<Args>(args)...)),
+                          std::make_tuple(at::tensor(to_values(current()), at::kLong)));
   }
 };
 

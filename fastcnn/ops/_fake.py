@@ -208,6 +208,16 @@ def _batch_norm_infer_with_mask(
     return _batch_norm_infer(input, mean, var, weight, bias, residual, eps, relu), _batch_norm_mask(input, relu)
 
 
+@torch.library.register_fake("fastcnn::_batch_norm_train_traced")
+def _batch_norm_train_traced(*args: Any) -> tuple[Tensor, ...]:
+    return *_batch_norm_train_with_mask(*args), _switches()
+
+
+@torch.library.register_fake("fastcnn::_batch_norm_infer_traced")
+def _batch_norm_infer_traced(*args: Any) -> tuple[Tensor, ...]:
+    return *_batch_norm_infer_with_mask(*args), _switches()
+
+
 @torch.library.register_fake("fastcnn::batch_norm_train_backward")
 @torch.library.register_fake("fastcnn::batch_norm_infer_backward")
 def _batch_norm_backward(
@@ -219,6 +229,7 @@ def _batch_norm_backward(
     mask: Tensor,
     eps: float,
     output_mask: Sequence[bool],
+    switches: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _batch_norm_rows(input)
     torch._check(grad_output.shape == input.shape, lambda: f"expected grad_output of input's size {input.shape}")
