@@ -49,7 +49,8 @@ def conv2d(
     Numerics: float32 and the half types accumulate in float32 (the half types round once, at the end), float64 in
     float64, in chains of at most 512 terms. The error's rms is at most twice that of torch's own convolution. The
     result depends neither on the number of threads nor on the other images of the batch. NaN and infinity come out
-    where the sum over the window, padding counted as zeros, has them; ReLU keeps NaN.
+    where the sum over the window, padding counted as zeros, has them; ReLU keeps NaN. docs/numerics.md has the bounds
+    of each kernel, Winograd's included.
 
     Source: Zhang et al., High Performance Zero-Memory Overhead Direct Convolutions, ICML 2018.
     """
