@@ -13,10 +13,16 @@
 
 namespace fastcnn::backends {
 
+// More than there are switches: compiled graphs, which torch keeps in files, must not know how many there are.
+constexpr size_t kSwitchValues = 32;
+
 inline std::vector<int64_t> to_values(const Switches& switches) {
 #define FASTCNN_SAVE(name, Type, initial) static_cast<int64_t>(switches.name),
-  return {FASTCNN_SWITCHES(FASTCNN_SAVE)};
+  std::vector<int64_t> values{FASTCNN_SWITCHES(FASTCNN_SAVE)};
 #undef FASTCNN_SAVE
+  TORCH_INTERNAL_ASSERT(values.size() <= kSwitchValues);
+  values.resize(kSwitchValues);
+  return values;
 }
 
 inline Switches from_values(const int64_t* values) {
