@@ -146,7 +146,7 @@ class cpu_capability(_Switch):  # noqa: N801
     no notice, nor does concat, which only copies. The switch belongs to the calling thread.
 
     Args:
-        name: "baseline", "avx2" or "avx512".
+        name: "baseline", "avx2", "avx512" or "avx512_bf16" (whose bfloat16 products AVX-512 alone has not).
 
     Raises:
         ValueError: there is no capability of this name.

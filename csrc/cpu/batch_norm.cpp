@@ -1,7 +1,6 @@
 // Batch norm on the CPU: tensors as rows of channels (NHWC), cut into tiles by size alone, so that the results do not
 // depend on the number of threads. One pass reduces, a second one applies, in reverse order: it finds its tiles in
 // cache.
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -12,6 +11,7 @@
 #include "capability.h"
 #include "dtypes.h"
 #include "memory.h"
+#include "parallel.h"
 #include "rows.h"
 
 namespace fastcnn::cpu {
@@ -52,7 +52,7 @@ class Tiles {
 
   template <typename Work>
   void run(bool reversed, const Work& work) const {
-    at::parallel_for(0, along_rows_ * along_channels_, kGrainTiles, [&](int64_t begin, int64_t end) {
+    parallel_for(0, along_rows_ * along_channels_, kGrainTiles, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t t = reversed ? begin + end - 1 - i : i;
         const int64_t index = t / along_channels_, channel = t % along_channels_ * tile_channels_;
@@ -141,10 +141,9 @@ Moments batch_moments(const BatchNormGeometry& g, const Tiles& tiles, const Tens
   const int64_t c = g.channels;
   std::vector<double> sums(tiles.along_rows() * c), squares(tiles.along_rows() * c);
   const T* x = input.const_data_ptr<T>();
-  const KernelSet<T>& kernel = kernels().of<T>();
   tiles.run(/*reversed=*/false, [&](const Tile& t) {
     const int64_t at = t.index * c + t.channel;
-    kernel.batch_norm_stats(
+    kernels().of<T>().batch_norm_stats(
         {x + t.row * c + t.channel, t.rows, t.channels, c, tiles.block_rows(), sums.data() + at, squares.data() + at});
   });
   // 2. Merged in order: Chan, Golub and LeVeque 1979.
@@ -186,12 +185,11 @@ void apply(const BatchNormGeometry& g, const Tiles& tiles, const Tensor& input, 
   const T *x = input.const_data_ptr<T>(), *r = data_or_null<T>(residual);
   T* y = output.mutable_data_ptr<T>();
   uint8_t* bits = mask.numel() > 0 ? mask.mutable_data_ptr<uint8_t>() : nullptr;
-  const KernelSet<T>& kernel = kernels().of<T>();
   tiles.run(/*reversed=*/true, [&](const Tile& t) {
     const int64_t at = t.row * c + t.channel;
-    kernel.batch_norm_apply({x + at, offset(r, at), mean.data() + t.channel, scales.data() + t.channel,
-                             shifts.data() + t.channel, y + at, offset(bits, t.row * g.mask_stride + t.channel / 8),
-                             t.rows, t.channels, c, g.mask_stride, relu});
+    kernels().of<T>().batch_norm_apply(
+        {x + at, offset(r, at), mean.data() + t.channel, scales.data() + t.channel, shifts.data() + t.channel, y + at,
+         offset(bits, t.row * g.mask_stride + t.channel / 8), t.rows, t.channels, c, g.mask_stride, relu});
   });
 }
 
@@ -226,13 +224,12 @@ GradSums grad_sums(const BatchNormGeometry& g, const Tiles& tiles, const Tensor&
   const int64_t c = g.channels;
   std::vector<double> sums(tiles.along_rows() * c), products(tiles.along_rows() * c);
   const T *dy = grad_output.const_data_ptr<T>(), *x = input.const_data_ptr<T>();
-  const KernelSet<T>& kernel = kernels().of<T>();
   tiles.run(/*reversed=*/false, [&](const Tile& t) {
     const int64_t at = t.row * c + t.channel, part = t.index * c + t.channel;
-    kernel.batch_norm_grad_sums({dy + t.row * grad_stride + t.channel, x + at,
-                                 offset(mask, t.row * g.mask_stride + t.channel / 8), mean.data() + t.channel, t.rows,
-                                 t.channels, c, grad_stride, g.mask_stride, tiles.block_rows(), sums.data() + part,
-                                 products.data() + part});
+    kernels().of<T>().batch_norm_grad_sums({dy + t.row * grad_stride + t.channel, x + at,
+                                            offset(mask, t.row * g.mask_stride + t.channel / 8),
+                                            mean.data() + t.channel, t.rows, t.channels, c, grad_stride, g.mask_stride,
+                                            tiles.block_rows(), sums.data() + part, products.data() + part});
   });
   GradSums total{std::vector<double>(c, 0), std::vector<double>(c, 0)};
   for (int64_t index = 0; index < tiles.along_rows(); ++index)
@@ -283,13 +280,12 @@ Results backward(const BatchNormGeometry& g, bool training, const Tensor& grad_o
       const T *grad = dy.const_data_ptr<T>(), *in = training && output_mask[0] ? x.const_data_ptr<T>() : nullptr;
       T* dx = grad_input.rows.template mutable_data_ptr<T>();
       T* dr = output_mask[3] ? grad_residual.rows.template mutable_data_ptr<T>() : nullptr;
-      const KernelSet<T>& kernel = kernels().of<T>();
       tiles.run(/*reversed=*/true, [&](const Tile& t) {
         const int64_t at = t.row * c + t.channel, k = t.channel;
-        kernel.batch_norm_grad_input({grad + t.row * grad_stride + k, offset(in, at),
-                                      offset(bits, t.row * g.mask_stride + k / 8), means.data() + k, scales.data() + k,
-                                      slopes.data() + k, shifts.data() + k, dx + at, offset(dr, at), t.rows, t.channels,
-                                      c, grad_stride, g.mask_stride});
+        kernels().of<T>().batch_norm_grad_input({grad + t.row * grad_stride + k, offset(in, at),
+                                                 offset(bits, t.row * g.mask_stride + k / 8), means.data() + k,
+                                                 scales.data() + k, slopes.data() + k, shifts.data() + k, dx + at,
+                                                 offset(dr, at), t.rows, t.channels, c, grad_stride, g.mask_stride});
       });
     }
   }

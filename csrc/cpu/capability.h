@@ -6,7 +6,7 @@
 
 namespace fastcnn::cpu {
 
-// The table in use by the calling thread. A pool's worker has switches of its own: look up before starting the workers.
+// The table in use by the calling thread, and by the workers of its parallel_for (parallel.h).
 const KernelTable& kernels();
 
 const char* detected_capability();   // what the CPU has: "baseline", "avx2", ...
