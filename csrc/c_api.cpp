@@ -12,9 +12,13 @@
 
 #define FASTCNN_API extern "C" __attribute__((visibility("default")))
 
+// In use by the calling thread, what the CPU has, and the most that the CPU and the environment allow.
 FASTCNN_API const char* fastcnn_cpu_capability() { return fastcnn::cpu::kernels().isa; }
 
 FASTCNN_API const char* fastcnn_cpu_capability_detected() { return fastcnn::cpu::detected_capability(); }
+FASTCNN_API const char* fastcnn_cpu_capability_allowed() {
+  return fastcnn::cpu::capability_name(fastcnn::cpu::allowed_capability());
+}
 
 // The names of the kernels in the table, one a line.
 FASTCNN_API const char* fastcnn_kernels() {
@@ -23,7 +27,8 @@ FASTCNN_API const char* fastcnn_kernels() {
 #undef FASTCNN_NAME
 }
 
-// The names of the switches, and of a convolution's algorithms in the order of their values, one a line.
+// The names of the switches, and in the order of their values of a convolution's algorithms and of the CPU's
+// capabilities, one a line.
 FASTCNN_API const char* fastcnn_switches() {
 #define FASTCNN_NAME(name, Type, initial) #name "\n"
   return FASTCNN_SWITCHES(FASTCNN_NAME);
@@ -32,6 +37,11 @@ FASTCNN_API const char* fastcnn_switches() {
 FASTCNN_API const char* fastcnn_conv2d_algorithms() {
 #define FASTCNN_NAME(name) #name "\n"
   return FASTCNN_CONV2D_ALGORITHMS(FASTCNN_NAME);
+#undef FASTCNN_NAME
+}
+FASTCNN_API const char* fastcnn_cpu_capabilities() {
+#define FASTCNN_NAME(name) #name "\n"
+  return FASTCNN_CPU_CAPABILITIES(FASTCNN_NAME);
 #undef FASTCNN_NAME
 }
 

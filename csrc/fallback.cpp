@@ -18,6 +18,7 @@
 #include "checks/checks.h"
 #include "common/backends.h"
 #include "common/bit_mask.h"
+#include "common/switches.h"
 
 namespace fastcnn::fallback {
 namespace {
@@ -171,14 +172,19 @@ at::Tensor adaptive_avg_pool2d(const at::Tensor& input, at::IntArrayRef output_s
 TORCH_LIBRARY_IMPL(fastcnn, CompositeExplicitAutograd, m) {
   m.impl("batch_norm_train", fastcnn::fallback::batch_norm_train);
   m.impl("_batch_norm_train", fastcnn::fallback::_batch_norm_train);
-  m.impl("batch_norm_train_backward", fastcnn::fallback::batch_norm_backward_of<true>);
+  m.impl("_batch_norm_train_traced", fastcnn::backends::GivingSwitches<fastcnn::fallback::_batch_norm_train>::call);
+  m.impl("batch_norm_train_backward",
+         fastcnn::backends::TakingSwitches<fastcnn::fallback::batch_norm_backward_of<true>>::call);
   m.impl("batch_norm_infer", fastcnn::fallback::batch_norm_infer);
   m.impl("_batch_norm_infer", fastcnn::fallback::_batch_norm_infer);
-  m.impl("batch_norm_infer_backward", fastcnn::fallback::batch_norm_backward_of<false>);
+  m.impl("_batch_norm_infer_traced", fastcnn::backends::GivingSwitches<fastcnn::fallback::_batch_norm_infer>::call);
+  m.impl("batch_norm_infer_backward",
+         fastcnn::backends::TakingSwitches<fastcnn::fallback::batch_norm_backward_of<false>>::call);
   m.impl("concat", fastcnn::fallback::concat);
   m.impl("conv2d", fastcnn::fallback::conv2d);
-  m.impl("conv2d_backward", fastcnn::fallback::conv2d_backward);
   m.impl("_relu_mask", fastcnn::bit_mask::pack);
+  m.impl("_conv2d_traced", fastcnn::backends::GivingSwitches<fastcnn::fallback::conv2d>::call);
+  m.impl("conv2d_backward", fastcnn::backends::TakingSwitches<fastcnn::fallback::conv2d_backward>::call);
   m.impl("max_pool2d", fastcnn::fallback::max_pool2d);
   m.impl("max_pool2d_with_indices", fastcnn::fallback::max_pool2d_with_indices);
   m.impl("avg_pool2d", fastcnn::fallback::avg_pool2d);

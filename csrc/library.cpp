@@ -10,9 +10,13 @@ TORCH_LIBRARY(fastcnn, m) {
   m.def(
       "_batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, float eps, bool relu) -> "
       "(Tensor output, Tensor mean, Tensor var, Tensor mask)");
+  // What traced graphs hold where a gradient is wanted; the switches go into the backward. Likewise below.
+  m.def(
+      "_batch_norm_train_traced(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, float eps, bool relu) -> "
+      "(Tensor output, Tensor mean, Tensor var, Tensor mask, Tensor switches)");
   m.def(
       "batch_norm_train_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, "
-      "Tensor mask, float eps, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor mask, float eps, bool[4] output_mask, Tensor? switches=None) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "batch_norm_infer(Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, "
       "float eps, bool relu) -> Tensor");
@@ -20,16 +24,23 @@ TORCH_LIBRARY(fastcnn, m) {
       "_batch_norm_infer(Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, "
       "float eps, bool relu) -> (Tensor output, Tensor mask)");
   m.def(
+      "_batch_norm_infer_traced(Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, "
+      "float eps, bool relu) -> (Tensor output, Tensor mask, Tensor switches)");
+  m.def(
       "batch_norm_infer_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, "
-      "Tensor mask, float eps, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor mask, float eps, bool[4] output_mask, Tensor? switches=None) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("concat(Tensor[] tensors, int dim=0) -> Tensor");
   m.def(
       "conv2d(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=1, SymInt[2] padding=0, "
       "SymInt[2] dilation=1, SymInt groups=1, str? activation=None) -> Tensor");
+  m.def(
+      "_conv2d_traced(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, SymInt groups, str? activation) -> (Tensor output, Tensor switches)");
   // With `activated`, the mask of a fused ReLU, the gradient passes where its bit is set.
   m.def(
       "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
-      "SymInt[2] dilation, SymInt groups, bool[3] output_mask, Tensor? activated=None) -> (Tensor, Tensor, Tensor)");
+      "SymInt[2] dilation, SymInt groups, bool[3] output_mask, Tensor? activated=None, "
+      "Tensor? switches=None) -> (Tensor, Tensor, Tensor)");
   // A dense block. A layer's parameters are weight and bias of its batch norm, weight and bias of its convolution; mean
   // and var (float64) are those of what the last layer reads. Statistics: mean and var in training, else the running
   // ones of each layer. The gradients: of the input, then of the parameters.

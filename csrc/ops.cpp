@@ -29,11 +29,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> _batch_norm_train(const Tensor& input
   FASTCNN_CALL(_batch_norm_train, input, weight, bias, residual, eps, relu);
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> _batch_norm_train_traced(const Tensor& input,
+                                                                            const OptionalTensor& weight,
+                                                                            const OptionalTensor& bias,
+                                                                            const OptionalTensor& residual, double eps,
+                                                                            bool relu) {
+  FASTCNN_CALL(_batch_norm_train_traced, input, weight, bias, residual, eps, relu);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_train_backward(const Tensor& grad_output, const Tensor& input,
                                                                      const Tensor& mean, const Tensor& var,
                                                                      const OptionalTensor& weight, const Tensor& mask,
-                                                                     double eps, std::array<bool, 4> output_mask) {
-  FASTCNN_CALL(batch_norm_train_backward, grad_output, input, mean, var, weight, mask, eps, output_mask);
+                                                                     double eps, std::array<bool, 4> output_mask,
+                                                                     const OptionalTensor& switches) {
+  FASTCNN_CALL(batch_norm_train_backward, grad_output, input, mean, var, weight, mask, eps, output_mask, switches);
 }
 
 Tensor batch_norm_infer(const Tensor& input, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
@@ -47,11 +56,18 @@ std::tuple<Tensor, Tensor> _batch_norm_infer(const Tensor& input, const Tensor& 
   FASTCNN_CALL(_batch_norm_infer, input, mean, var, weight, bias, residual, eps, relu);
 }
 
+std::tuple<Tensor, Tensor, Tensor> _batch_norm_infer_traced(const Tensor& input, const Tensor& mean, const Tensor& var,
+                                                            const OptionalTensor& weight, const OptionalTensor& bias,
+                                                            const OptionalTensor& residual, double eps, bool relu) {
+  FASTCNN_CALL(_batch_norm_infer_traced, input, mean, var, weight, bias, residual, eps, relu);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_infer_backward(const Tensor& grad_output, const Tensor& input,
                                                                      const Tensor& mean, const Tensor& var,
                                                                      const OptionalTensor& weight, const Tensor& mask,
-                                                                     double eps, std::array<bool, 4> output_mask) {
-  FASTCNN_CALL(batch_norm_infer_backward, grad_output, input, mean, var, weight, mask, eps, output_mask);
+                                                                     double eps, std::array<bool, 4> output_mask,
+                                                                     const OptionalTensor& switches) {
+  FASTCNN_CALL(batch_norm_infer_backward, grad_output, input, mean, var, weight, mask, eps, output_mask, switches);
 }
 
 Tensor concat(at::TensorList tensors, int64_t dim) { FASTCNN_CALL(concat, tensors, dim); }
@@ -62,11 +78,20 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   FASTCNN_CALL(conv2d, input, weight, bias, stride, padding, dilation, groups, activation);
 }
 
+std::tuple<Tensor, Tensor> _conv2d_traced(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                          c10::SymIntArrayRef dilation, c10::SymInt groups,
+                                          std::optional<std::string_view> activation) {
+  FASTCNN_CALL(_conv2d_traced, input, weight, bias, stride, padding, dilation, groups, activation);
+}
+
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                                    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                                                    c10::SymIntArrayRef dilation, c10::SymInt groups,
-                                                   std::array<bool, 3> output_mask, const OptionalTensor& activated) {
-  FASTCNN_CALL(conv2d_backward, grad_output, input, weight, stride, padding, dilation, groups, output_mask, activated);
+                                                   std::array<bool, 3> output_mask, const OptionalTensor& activated,
+                                                   const OptionalTensor& switches) {
+  FASTCNN_CALL(conv2d_backward, grad_output, input, weight, stride, padding, dilation, groups, output_mask, activated,
+               switches);
 }
 
 Tensor _relu_mask(const Tensor& output) { FASTCNN_CALL(_relu_mask, output); }

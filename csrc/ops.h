@@ -22,19 +22,29 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_train(const Tensor& input, const O
 std::tuple<Tensor, Tensor, Tensor, Tensor> _batch_norm_train(const Tensor& input, const OptionalTensor& weight,
                                                              const OptionalTensor& bias, const OptionalTensor& residual,
                                                              double eps, bool relu);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> _batch_norm_train_traced(const Tensor& input,
+                                                                            const OptionalTensor& weight,
+                                                                            const OptionalTensor& bias,
+                                                                            const OptionalTensor& residual, double eps,
+                                                                            bool relu);
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_train_backward(const Tensor& grad_output, const Tensor& input,
                                                                      const Tensor& mean, const Tensor& var,
                                                                      const OptionalTensor& weight, const Tensor& mask,
-                                                                     double eps, std::array<bool, 4> output_mask);
+                                                                     double eps, std::array<bool, 4> output_mask,
+                                                                     const OptionalTensor& switches);
 Tensor batch_norm_infer(const Tensor& input, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
                         const OptionalTensor& bias, const OptionalTensor& residual, double eps, bool relu);
 std::tuple<Tensor, Tensor> _batch_norm_infer(const Tensor& input, const Tensor& mean, const Tensor& var,
                                              const OptionalTensor& weight, const OptionalTensor& bias,
                                              const OptionalTensor& residual, double eps, bool relu);
+std::tuple<Tensor, Tensor, Tensor> _batch_norm_infer_traced(const Tensor& input, const Tensor& mean, const Tensor& var,
+                                                            const OptionalTensor& weight, const OptionalTensor& bias,
+                                                            const OptionalTensor& residual, double eps, bool relu);
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_infer_backward(const Tensor& grad_output, const Tensor& input,
                                                                      const Tensor& mean, const Tensor& var,
                                                                      const OptionalTensor& weight, const Tensor& mask,
-                                                                     double eps, std::array<bool, 4> output_mask);
+                                                                     double eps, std::array<bool, 4> output_mask,
+                                                                     const OptionalTensor& switches);
 
 Tensor concat(at::TensorList tensors, int64_t dim);
 
@@ -42,11 +52,17 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
               c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
               std::optional<std::string_view> activation);
 
+std::tuple<Tensor, Tensor> _conv2d_traced(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                          c10::SymIntArrayRef dilation, c10::SymInt groups,
+                                          std::optional<std::string_view> activation);
+
 // Gradients that output_mask does not ask for come back as empty tensors.
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                                    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                                                    c10::SymIntArrayRef dilation, c10::SymInt groups,
-                                                   std::array<bool, 3> output_mask, const OptionalTensor& activated);
+                                                   std::array<bool, 3> output_mask, const OptionalTensor& activated,
+                                                   const OptionalTensor& switches);
 
 Tensor _relu_mask(const Tensor& output);
 

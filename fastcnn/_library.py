@@ -26,9 +26,11 @@ _CAPABILITIES = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 _SIGNATURES: list[tuple[str, Any, list[Any]]] = [
     ("fastcnn_cpu_capability", ctypes.c_char_p, []),
     ("fastcnn_cpu_capability_detected", ctypes.c_char_p, []),
+    ("fastcnn_cpu_capability_allowed", ctypes.c_char_p, []),
     ("fastcnn_kernels", ctypes.c_char_p, []),
     ("fastcnn_switches", ctypes.c_char_p, []),
     ("fastcnn_conv2d_algorithms", ctypes.c_char_p, []),
+    ("fastcnn_cpu_capabilities", ctypes.c_char_p, []),
     ("fastcnn_get_switch", ctypes.c_int, [ctypes.c_char_p]),
     ("fastcnn_set_switch", None, [ctypes.c_char_p, ctypes.c_int]),
     ("fastcnn_conv2d_applies", ctypes.c_int, [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]),

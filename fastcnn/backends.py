@@ -1,9 +1,19 @@
-"""Switches for how fastcnn's ops choose their kernels. Each thread has its own; a backward runs under its forward's."""
+"""Switches for how fastcnn's ops choose their kernels. Each thread has its own; a backward runs under its forward's.
+
+A switch is called, and holds from there on (``backends.winograd(False)``), or is a context manager and holds for a
+block (``with backends.winograd(False):``).
+
+Under torch.compile the ops read the switches whenever the compiled function runs, so that a switch set around its call
+is in force, and its backward runs under those of its forward. A switch set inside the compiled function is no part of a
+graph: it breaks the graph, or with fullgraph=True raises an error that names the switch; torch.export refuses it.
+"""
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
-from typing import ClassVar
+
+import torch
 
 from fastcnn import _library
 
@@ -11,21 +21,38 @@ from fastcnn import _library
 class _Switch:
     """A switch of the calling thread: set from here on by the call, or for a block as a context manager."""
 
-    _name: ClassVar[bytes]
+    def __init_subclass__(cls) -> None:
+        """Keeps torch.compile from tracing a switch, which would set it when it compiles instead of at each run."""
+        reason = cls._reason()
+        for name in ("__init__", "__enter__", "__exit__"):
+            setattr(cls, name, torch.compiler.disable(getattr(cls, name), reason=reason))
+
+    @classmethod
+    def _reason(cls) -> str:
+        return f"fastcnn.backends.{cls.__name__} is no part of a graph: set it around the compiled function's call"
 
     def __init__(self, value: int) -> None:
-        library = _library.load()
-        self._previous = int(library.fastcnn_get_switch(self._name))
-        library.fastcnn_set_switch(self._name, int(value))
+        self._value = value
+        self._previous = self._set(value)
 
     def __enter__(self) -> None:
-        """Leaves the switch as set."""
+        """Sets the switch, which matters where the object is entered a second time."""
+        self._set(self._value)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Puts back what the switch was before."""
-        _library.load().fastcnn_set_switch(self._name, self._previous)
+        self._set(self._previous)
+
+    def _set(self, value: int) -> int:
+        """Sets the switch and returns what it was before."""
+        if torch.compiler.is_compiling():  # torch.export runs the program to trace it
+            raise RuntimeError(self._reason())
+        library, name = _library.load(), type(self).__name__.encode()
+        previous = int(library.fastcnn_get_switch(name))
+        library.fastcnn_set_switch(name, value)
+        return previous
 
 
 class _Flag(_Switch):
@@ -46,8 +73,6 @@ class fallback(_Flag):  # noqa: N801 - reads as a function, and works as a conte
         enabled: whether torch's own op may run.
     """
 
-    _name = b"fallback"
-
 
 class winograd(_Flag):  # noqa: N801
     """Sets whether convolutions may use Winograd's algorithm (default True).
@@ -59,8 +84,6 @@ class winograd(_Flag):  # noqa: N801
     Args:
         enabled: whether convolutions may use it.
     """
-
-    _name = b"winograd"
 
 
 class autotune(_Flag):  # noqa: N801
@@ -75,8 +98,6 @@ class autotune(_Flag):  # noqa: N801
         enabled: whether convolutions are measured.
     """
 
-    _name = b"autotune"
-
 
 class batch_invariant(_Flag):  # noqa: N801
     """Sets whether an image's result may depend on the batch that it comes in (default False: it may, in rounding).
@@ -87,8 +108,6 @@ class batch_invariant(_Flag):  # noqa: N801
     Args:
         enabled: whether results must not depend on the batch.
     """
-
-    _name = b"batch_invariant"
 
 
 class memory_cache(_Flag):  # noqa: N801
@@ -103,8 +122,6 @@ class memory_cache(_Flag):  # noqa: N801
         enabled: whether blocks made from here on are kept when they are freed.
     """
 
-    _name = b"memory_cache"
-
 
 class conv2d_algorithm(_Switch):  # noqa: N801
     """Forces the algorithm of convolutions where it applies (default "automatic", the choice by the rule).
@@ -116,14 +133,38 @@ class conv2d_algorithm(_Switch):  # noqa: N801
         ValueError: there is no algorithm of this name.
     """
 
-    _name = b"conv2d_algorithm"
+    def __init__(self, name: str) -> None:
+        """Sets the switch; see the class."""
+        super().__init__(_index("conv2d_algorithm", name, _library.load().fastcnn_conv2d_algorithms()))
+
+
+class cpu_capability(_Switch):  # noqa: N801
+    """Sets the widest instruction set whose kernels ops may run (default: the widest that the CPU has).
+
+    It lowers the choice for comparisons and tests, and never raises it: the CPU and the environment variable
+    FASTCNN_CPU_CAPABILITY, which holds for the whole process, bound it. Results differ in rounding. Ops of torch take
+    no notice, nor does concat, which only copies. The switch belongs to the calling thread.
+
+    Args:
+        name: "baseline", "avx2", "avx512" or "avx512_bf16" (whose bfloat16 products AVX-512 alone has not).
+
+    Raises:
+        ValueError: there is no capability of this name.
+        RuntimeError: the CPU or FASTCNN_CPU_CAPABILITY allows less.
+    """
 
     def __init__(self, name: str) -> None:
         """Sets the switch; see the class."""
-        names = _library.load().fastcnn_conv2d_algorithms().decode().split()
-        if name not in names:
-            raise ValueError(f"conv2d_algorithm: expected one of {', '.join(names)}, but got {name!r}")
-        super().__init__(names.index(name))
+        library = _library.load()
+        value = _index("cpu_capability", name, library.fastcnn_cpu_capabilities())
+        allowed = library.fastcnn_cpu_capability_allowed().decode()
+        if value > _index("cpu_capability", allowed, library.fastcnn_cpu_capabilities()):
+            raise RuntimeError(
+                f"cpu_capability: expected at most {allowed!r}, but got {name!r}: this CPU has "
+                f"{library.fastcnn_cpu_capability_detected().decode()!r} and FASTCNN_CPU_CAPABILITY is "
+                f"{os.environ.get('FASTCNN_CPU_CAPABILITY', 'not set')}"
+            )
+        super().__init__(value)
 
 
 def fallback_enabled() -> bool:
@@ -139,3 +180,11 @@ def cached_memory() -> int:
 def empty_cache() -> None:
     """Gives the memory that is kept and not in use back to the system, as torch.cuda.empty_cache() does."""
     _library.load().fastcnn_empty_cache()
+
+
+def _index(switch: str, name: str, names: bytes) -> int:
+    """The place of `name` among the `names`, one a line, that the library gives."""
+    known = names.decode().split()
+    if name not in known:
+        raise ValueError(f"{switch}: expected one of {', '.join(known)}, but got {name!r}")
+    return known.index(name)

@@ -17,13 +17,12 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 bool given(const OptionalTensor& t) { return t.has_value() && t->defined(); }
 Tensor value(const OptionalTensor& t) { return t.value_or(Tensor()); }
-OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
 
 Gradients call_backward(bool training, const Tensor& grad_output, const Tensor& input, const Tensor& mean,
                         const Tensor& var, const OptionalTensor& weight, const Tensor& mask, double eps,
-                        std::array<bool, 4> output_mask) {
+                        std::array<bool, 4> output_mask, const OptionalTensor& switches) {
   const auto op = training ? &ops::batch_norm_train_backward : &ops::batch_norm_infer_backward;
-  return op(grad_output, input, mean, var, weight, mask, eps, output_mask);
+  return op(grad_output, input, mean, var, weight, mask, eps, output_mask, switches);
 }
 
 // Without mean and var it normalises by the batch's own, and gives {output, mask, mean, var}; else {output, mask}.
@@ -36,23 +35,28 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
                                const OptionalTensor& var, double eps, bool relu) {
     at::AutoDispatchBelowADInplaceOrView below;
     const bool training = !given(mean);
-    variable_list results;
-    if (training) {
-      auto [output, batch_mean, batch_var, mask] = ops::_batch_norm_train(input, weight, bias, residual, eps, relu);
-      results = {output, mask, batch_mean, batch_var};
-      ctx->mark_non_differentiable({mask, batch_mean, batch_var});
+    Tensor output, batch_mean, batch_var, mask, switches;
+    if (training && is_traced(input)) {
+      std::tie(output, batch_mean, batch_var, mask, switches) =
+          ops::_batch_norm_train_traced(input, weight, bias, residual, eps, relu);
+    } else if (training) {
+      std::tie(output, batch_mean, batch_var, mask) = ops::_batch_norm_train(input, weight, bias, residual, eps, relu);
+    } else if (is_traced(input)) {
+      std::tie(output, mask, switches) =
+          ops::_batch_norm_infer_traced(input, *mean, *var, weight, bias, residual, eps, relu);
     } else {
-      auto [output, mask] = ops::_batch_norm_infer(input, *mean, *var, weight, bias, residual, eps, relu);
-      results = {output, mask};
-      ctx->mark_non_differentiable({mask});
+      std::tie(output, mask) = ops::_batch_norm_infer(input, *mean, *var, weight, bias, residual, eps, relu);
     }
+    variable_list results{output, mask};
+    if (training) results.insert(results.end(), {batch_mean, batch_var});
+    ctx->mark_non_differentiable({results.begin() + 1, results.end()});
     save_switches(ctx);
     ctx->saved_data["training"] = training;
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["relu"] = relu;
     ctx->saved_data["has"] = std::vector<bool>{true, given(weight), given(bias), given(residual)};
     ctx->save_for_backward(
-        {input, training ? results[2] : *mean, training ? results[3] : *var, value(weight), results[1]});
+        {input, training ? batch_mean : *mean, training ? batch_var : *var, value(weight), mask, switches});
     return results;
   }
 
@@ -69,7 +73,7 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
     const std::array<bool, 4> output_mask{wanted[0], wanted[1], wanted[2], wanted[3] && relu};
     auto [grad_input, grad_weight, grad_bias, grad_residual] =
         call_backward(ctx->saved_data["training"].toBool(), grads[0], saved[0], saved[1], saved[2], optional(saved[3]),
-                      saved[4], ctx->saved_data["eps"].toDouble(), output_mask);
+                      saved[4], ctx->saved_data["eps"].toDouble(), output_mask, optional(saved[5]));
     if (!relu) grad_residual = grads[0];
     variable_list result(8);
     if (wanted[0]) result[0] = grad_input;
@@ -102,10 +106,11 @@ class BatchNormBackwardFunction : public torch::autograd::Function<BatchNormBack
 
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
                                const OptionalTensor& weight, const Tensor& mean, const Tensor& var, const Tensor& mask,
-                               double eps, bool training, std::array<bool, 4> output_mask) {
+                               double eps, bool training, std::array<bool, 4> output_mask,
+                               const OptionalTensor& given_switches) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [grad_input, grad_weight, grad_bias, grad_residual] =
-        call_backward(training, grad_output, input, mean, var, weight, mask, eps, output_mask);
+        call_backward(training, grad_output, input, mean, var, weight, mask, eps, output_mask, given_switches);
     save_switches(ctx);
     ctx->saved_data["training"] = training;
     ctx->saved_data["eps"] = eps;
@@ -171,7 +176,7 @@ class BatchNormBackwardFunction : public torch::autograd::Function<BatchNormBack
     const auto result = [&](size_t i, const Tensor& t, const Tensor& like) {
       return ctx->needs_input_grad(i) && t.defined() ? t.to(like.scalar_type()) : Tensor();
     };
-    variable_list results(9);
+    variable_list results(10);
     results[0] = result(0, by_g.defined() ? masked(by_g) : by_g, saved[0]);
     results[1] = result(1, by_x, input);
     if (weight.defined()) results[2] = result(2, by_gamma, weight);
@@ -230,13 +235,13 @@ Tensor batch_norm_infer_autograd(const Tensor& input, const Tensor& mean, const 
 template <bool kTraining>
 Gradients batch_norm_backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& mean,
                                        const Tensor& var, const OptionalTensor& weight, const Tensor& mask, double eps,
-                                       std::array<bool, 4> output_mask) {
+                                       std::array<bool, 4> output_mask, const OptionalTensor& switches) {
   if (!needs_grad(grad_output, input, weight)) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return call_backward(kTraining, grad_output, input, mean, var, weight, mask, eps, output_mask);
+    return call_backward(kTraining, grad_output, input, mean, var, weight, mask, eps, output_mask, switches);
   }
-  const auto grads =
-      BatchNormBackwardFunction::apply(grad_output, input, weight, mean, var, mask, eps, kTraining, output_mask);
+  const auto grads = BatchNormBackwardFunction::apply(grad_output, input, weight, mean, var, mask, eps, kTraining,
+                                                      output_mask, switches);
   return {grads[0], grads[1], grads[2], grads[3]};
 }
 

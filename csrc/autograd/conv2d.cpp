@@ -41,8 +41,10 @@ Tensor call_conv2d(const Tensor& input, const Tensor& weight, const OptionalTens
 std::tuple<Tensor, Tensor, Tensor> call_conv2d_backward(const Tensor& grad_output, const Tensor& input,
                                                         const Tensor& weight, const Conv2dOptions& o,
                                                         std::array<bool, 3> mask,
-                                                        const OptionalTensor& activated = std::nullopt) {
-  return ops::conv2d_backward(grad_output, input, weight, o.stride, o.padding, o.dilation, o.groups, mask, activated);
+                                                        const OptionalTensor& activated = std::nullopt,
+                                                        const OptionalTensor& switches = std::nullopt) {
+  return ops::conv2d_backward(grad_output, input, weight, o.stride, o.padding, o.dilation, o.groups, mask, activated,
+                              switches);
 }
 
 class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
@@ -53,13 +55,18 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
                                const OptionalTensor& bias, const Conv2dOptions& options,
                                std::optional<std::string_view> activation) {
     at::AutoDispatchBelowADInplaceOrView below;
-    Tensor output = call_conv2d(input, weight, bias, options, activation);
+    Tensor output, switches;
+    if (is_traced(input)) {
+      std::tie(output, switches) = ops::_conv2d_traced(input, weight, bias, options.stride, options.padding,
+                                                       options.dilation, options.groups, activation);
+    } else {
+      output = call_conv2d(input, weight, bias, options, activation);
+    }
     save_switches(ctx);
     options.save(ctx);
-    ctx->saved_data["relu"] = activation.has_value();
     ctx->saved_data["has_bias"] = bias.has_value() && bias->defined();
     // One bit an element of the output: whoever reads the output next may not have to keep it.
-    ctx->save_for_backward({input, weight, activation.has_value() ? ops::_relu_mask(output) : Tensor()});
+    ctx->save_for_backward({input, weight, activation.has_value() ? ops::_relu_mask(output) : Tensor(), switches});
     return {output};
   }
 
@@ -68,11 +75,11 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
     const auto saved = ctx->get_saved_variables();
     const Tensor& grad_output = grads[0];
     if (!grad_output.defined()) return variable_list(5);
-    const OptionalTensor activated = ctx->saved_data["relu"].toBool() ? OptionalTensor(saved[2]) : std::nullopt;
+    const OptionalTensor activated = optional(saved[2]);
     const std::array<bool, 3> mask{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                                    ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)};
-    auto [grad_input, grad_weight, grad_bias] =
-        call_conv2d_backward(grad_output, saved[0], saved[1], Conv2dOptions::load(ctx), mask, activated);
+    auto [grad_input, grad_weight, grad_bias] = call_conv2d_backward(
+        grad_output, saved[0], saved[1], Conv2dOptions::load(ctx), mask, activated, optional(saved[3]));
     return {mask[0] ? grad_input : Tensor(), mask[1] ? grad_weight : Tensor(), mask[2] ? grad_bias : Tensor(), Tensor(),
             Tensor()};
   }
@@ -86,10 +93,10 @@ class Conv2dBackwardFunction : public torch::autograd::Function<Conv2dBackwardFu
 
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
                                const Tensor& weight, const Conv2dOptions& options, std::array<bool, 3> output_mask,
-                               const OptionalTensor& activated) {
+                               const OptionalTensor& activated, const OptionalTensor& given_switches) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [grad_input, grad_weight, grad_bias] =
-        call_conv2d_backward(grad_output, input, weight, options, output_mask, activated);
+        call_conv2d_backward(grad_output, input, weight, options, output_mask, activated, given_switches);
     save_switches(ctx);
     options.save(ctx);
     ctx->saved_data["mask"] = std::vector<bool>(output_mask.begin(), output_mask.end());
@@ -123,7 +130,7 @@ class Conv2dBackwardFunction : public torch::autograd::Function<Conv2dBackwardFu
     if (ctx->needs_input_grad(2) && by_input.defined())
       grad_weight =
           std::get<1>(call_conv2d_backward(masked(grad_output), by_input, weight, options, {false, true, false}));
-    return {grad_grad_output, grad_input, grad_weight, Tensor(), Tensor(), Tensor()};
+    return {grad_grad_output, grad_input, grad_weight, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 
  private:
@@ -146,14 +153,16 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_autograd(const Tensor& grad_o
                                                             const Tensor& weight, c10::SymIntArrayRef stride,
                                                             c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                                                             c10::SymInt groups, std::array<bool, 3> output_mask,
-                                                            const OptionalTensor& activated) {
+                                                            const OptionalTensor& activated,
+                                                            const OptionalTensor& switches) {
   if (!needs_grad(grad_output, input, weight)) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return ops::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups, output_mask, activated);
+    return ops::conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups, output_mask, activated,
+                                switches);
   }
   const auto grads = Conv2dBackwardFunction::apply(
       grad_output, input, weight, Conv2dOptions{stride.vec(), padding.vec(), dilation.vec(), std::move(groups)},
-      output_mask, activated);
+      output_mask, activated, switches);
   return {grads[0], grads[1], grads[2]};
 }
 

@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "../common/backends.h"
+#include "../common/switches.h"
 
 namespace fastcnn::autograd {
 
@@ -18,24 +18,22 @@ using OptionalTensor = std::optional<Tensor>;
 inline bool requires_grad(const Tensor& t) { return t.defined() && t.requires_grad(); }
 inline bool requires_grad(const OptionalTensor& t) { return t.has_value() && requires_grad(*t); }
 
+inline OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
+
 template <typename... Tensors>
 bool needs_grad(const Tensors&... tensors) {
   return at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
 }
 
+// Whether a graph is being traced, which will run without this file's nodes.
+inline bool is_traced(const Tensor& t) { return t.key_set().has(c10::DispatchKey::Python); }
+
 inline void save_switches(torch::autograd::AutogradContext* ctx) {
-  const backends::Switches& switches = backends::current();
-#define FASTCNN_SAVE(name, Type, initial) static_cast<int64_t>(switches.name),
-  ctx->saved_data["switches"] = std::vector<int64_t>{FASTCNN_SWITCHES(FASTCNN_SAVE)};
-#undef FASTCNN_SAVE
+  ctx->saved_data["switches"] = backends::to_values(backends::current());
 }
 
 inline backends::Switches load_switches(torch::autograd::AutogradContext* ctx) {
-  const auto values = ctx->saved_data["switches"].toIntList();
-  int i = 0;
-#define FASTCNN_LOAD(name, Type, initial) static_cast<Type>(values.get(i++)),
-  return {FASTCNN_SWITCHES(FASTCNN_LOAD)};
-#undef FASTCNN_LOAD
+  return backends::from_values(ctx->saved_data["switches"].toIntVector().data());
 }
 
 }  // namespace fastcnn::autograd

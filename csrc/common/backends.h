@@ -17,6 +17,16 @@ enum class Conv2dAlgorithm : int8_t {
 };
 const char* algorithm_name(Conv2dAlgorithm algorithm);
 
+// The instruction sets that kernels are compiled for, each one including those before it.
+#define FASTCNN_CPU_CAPABILITIES(C) C(baseline) C(avx2) C(avx512) C(avx512_bf16)
+
+enum class CpuCapability : int8_t {
+#define FASTCNN_CAPABILITY(name) name,
+  FASTCNN_CPU_CAPABILITIES(FASTCNN_CAPABILITY)
+#undef FASTCNN_CAPABILITY
+};
+constexpr CpuCapability kHighestCapability = CpuCapability::avx512_bf16;
+
 }  // namespace fastcnn
 
 namespace fastcnn::backends {
@@ -28,7 +38,8 @@ namespace fastcnn::backends {
   S(autotune, bool, false)        /* may convolutions be measured at first use */                                    \
   S(batch_invariant, bool, false) /* must an image's result not depend on the batch that it comes in */              \
   S(memory_cache, bool, true)     /* may large blocks of memory be kept when they are freed */                       \
-  S(conv2d_algorithm, fastcnn::Conv2dAlgorithm, fastcnn::Conv2dAlgorithm::automatic) /* forced where it applies */
+  S(conv2d_algorithm, fastcnn::Conv2dAlgorithm, fastcnn::Conv2dAlgorithm::automatic) /* forced where it applies */   \
+  S(cpu_capability, fastcnn::CpuCapability, fastcnn::kHighestCapability)             /* the most that may be used */
 
 struct Switches {
 #define FASTCNN_SWITCH(name, Type, initial) Type name = initial;

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "../checks/checks.h"
+#include "../common/switches.h"
 #include "../fallback.h"
 #include "dtypes.h"
 #include "memory.h"
@@ -147,8 +148,12 @@ Results batch_norm_backward_cpu(const Tensor& grad_output, const Tensor& input, 
 TORCH_LIBRARY_IMPL(fastcnn, CPU, m) {
   m.impl("batch_norm_train", fastcnn::cpu::batch_norm_train_cpu);
   m.impl("_batch_norm_train", fastcnn::cpu::_batch_norm_train_cpu);
-  m.impl("batch_norm_train_backward", fastcnn::cpu::batch_norm_backward_cpu<true>);
+  m.impl("_batch_norm_train_traced", fastcnn::backends::GivingSwitches<fastcnn::cpu::_batch_norm_train_cpu>::call);
+  m.impl("batch_norm_train_backward",
+         fastcnn::backends::TakingSwitches<fastcnn::cpu::batch_norm_backward_cpu<true>>::call);
   m.impl("batch_norm_infer", fastcnn::cpu::batch_norm_infer_cpu);
   m.impl("_batch_norm_infer", fastcnn::cpu::_batch_norm_infer_cpu);
-  m.impl("batch_norm_infer_backward", fastcnn::cpu::batch_norm_backward_cpu<false>);
+  m.impl("_batch_norm_infer_traced", fastcnn::backends::GivingSwitches<fastcnn::cpu::_batch_norm_infer_cpu>::call);
+  m.impl("batch_norm_infer_backward",
+         fastcnn::backends::TakingSwitches<fastcnn::cpu::batch_norm_backward_cpu<false>>::call);
 }

@@ -1,5 +1,5 @@
 // The passes of batch norm: one reduces, a second one applies, in reverse order: it finds its tiles in cache.
-#include <ATen/Parallel.h>
+#include "parallel.h"
 
 #include <algorithm>
 #include <cmath>
@@ -44,7 +44,7 @@ class Tiles {
 
   template <typename Work>
   void run(bool reversed, const Work& work) const {
-    at::parallel_for(0, along_rows_ * along_channels_, kGrainTiles, [&](int64_t begin, int64_t end) {
+    parallel_for(0, along_rows_ * along_channels_, kGrainTiles, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t t = reversed ? begin + end - 1 - i : i;
         const int64_t index = t / along_channels_, channel = t % along_channels_ * tile_channels_;

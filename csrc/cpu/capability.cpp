@@ -1,56 +1,68 @@
 #include "capability.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
 namespace fastcnn::cpu {
 namespace {
 
-constexpr const char* kLevels[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
-constexpr int kHighest = 4;
+constexpr const char* kNames[] = {
+#define FASTCNN_NAME(name) #name,
+    FASTCNN_CPU_CAPABILITIES(FASTCNN_NAME)
+#undef FASTCNN_NAME
+};
 
-int detect_level() {
+CpuCapability detect() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return avx512 && __builtin_cpu_supports("avx512bf16") ? 3 : avx512 ? 2 : avx2 ? 1 : 0;
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) return CpuCapability::avx512_bf16;
+  return avx512 ? CpuCapability::avx512 : avx2 ? CpuCapability::avx2 : CpuCapability::baseline;
 #else
-  return 0;
+  return CpuCapability::baseline;
 #endif
 }
 
-// The level the environment asks for; what it does not name sets no cap (the Python package refuses it on import).
-[[maybe_unused]] int cap_level() {
+// What the environment asks for; what it does not name sets no cap (the Python package refuses it on import).
+CpuCapability environment_cap() {
   const char* asked = std::getenv("FASTCNN_CPU_CAPABILITY");
-  if (asked != nullptr)
-    for (int level = 0; level <= kHighest; ++level)
-      if (std::strcmp(asked, kLevels[level]) == 0) return level;
-  return kHighest;
-}
-
-const KernelTable& choose() {
-#if defined(__x86_64__)
-  const int detected = detect_level(), cap = cap_level();
-  const int level = detected < cap ? detected : cap;
-  if (level >= 3) {
-    static const KernelTable with_bf16 = kernel_table_avx512_bf16();
-    return with_bf16;
-  }
-  if (level == 2) return kernel_table_avx512();
-  if (level == 1) return kernel_table_avx2();
-#endif
-  return kernel_table_baseline();
+#define FASTCNN_MATCH(name) \
+  if (asked != nullptr && std::strcmp(asked, #name) == 0) return CpuCapability::name;
+  FASTCNN_CPU_CAPABILITIES(FASTCNN_MATCH)
+#undef FASTCNN_MATCH
+  return kHighestCapability;
 }
 
 }  // namespace
 
-const KernelTable& kernels() {
-  static const KernelTable& table = choose();
-  return table;
+const char* capability_name(CpuCapability capability) { return kNames[static_cast<int>(capability)]; }
+
+const char* detected_capability() { return capability_name(detect()); }
+
+CpuCapability allowed_capability() {
+  static const CpuCapability allowed = std::min(detect(), environment_cap());
+  return allowed;
 }
 
-const char* detected_capability() { return kLevels[detect_level()]; }
+const KernelTable& kernels() {
+#if defined(__x86_64__)
+  switch (std::min(allowed_capability(), backends::current().cpu_capability)) {
+    case CpuCapability::avx512_bf16: {
+      static const KernelTable with_bf16 = kernel_table_avx512_bf16();
+      return with_bf16;
+    }
+    case CpuCapability::avx512:
+      return kernel_table_avx512();
+    case CpuCapability::avx2:
+      return kernel_table_avx2();
+    case CpuCapability::baseline:
+      break;
+  }
+#endif
+  return kernel_table_baseline();
+}
 
 }  // namespace fastcnn::cpu

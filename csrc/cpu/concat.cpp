@@ -1,5 +1,4 @@
 // concat on the CPU: for each tensor one strided copy of runs, with no arithmetic, so any dtype of plain bytes will do.
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <cstring>
@@ -8,6 +7,7 @@
 #include "../common/backends.h"
 #include "../fallback.h"
 #include "memory.h"
+#include "parallel.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -16,10 +16,10 @@ constexpr int64_t kGrainBytes = 128 * 1024;  // below this a second thread costs
 
 // Copies `rows` runs of `bytes` each from a dense source to runs `out_stride` apart.
 void copy_runs(char* out, int64_t out_stride, const char* in, int64_t rows, int64_t bytes) {
-  at::parallel_for(0, rows, std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, bytes)),
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t r = begin; r < end; ++r) std::memcpy(out + r * out_stride, in + r * bytes, bytes);
-                   });
+  parallel_for(0, rows, std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, bytes)),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t r = begin; r < end; ++r) std::memcpy(out + r * out_stride, in + r * bytes, bytes);
+               });
 }
 
 at::Tensor concat_cpu(at::TensorList tensors, int64_t dim) {

@@ -4,7 +4,7 @@
 #include <torch/library.h>
 
 #include "../checks/checks.h"
-#include "../common/backends.h"
+#include "../common/switches.h"
 #include "../fallback.h"
 #include "conv2d_autotune.h"
 #include "conv2d_choice.h"
@@ -237,5 +237,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward_cpu(const at::Ten
 
 TORCH_LIBRARY_IMPL(fastcnn, CPU, m) {
   m.impl("conv2d", fastcnn::cpu::conv2d_cpu);
-  m.impl("conv2d_backward", fastcnn::cpu::conv2d_backward_cpu);
+  m.impl("_conv2d_traced", fastcnn::backends::GivingSwitches<fastcnn::cpu::conv2d_cpu>::call);
+  m.impl("conv2d_backward", fastcnn::backends::TakingSwitches<fastcnn::cpu::conv2d_backward_cpu>::call);
 }

@@ -1,11 +1,11 @@
 // Driver of the depthwise kernels: rows of the result over the threads. The weight gradient sums parts of the rows,
 // whose number depends on the sizes alone, and so does the order of additions.
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 
 #include "conv2d.h"
 #include "memory.h"
+#include "parallel.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -37,33 +37,33 @@ void conv2d_depthwise(const std::vector<GatherConv<T>>& problems) {
   for (const GatherConv<T>& p : problems) {
     const std::vector<Conv2dDepthwiseRun> runs = make_runs(p.grid);
     const int64_t row_elements = std::max<int64_t>(1, p.grid.cols * p.lanes);
-    at::parallel_for(0, p.image.batch * p.grid.rows, std::max<int64_t>(1, kGrainElements / row_elements),
-                     [&](int64_t begin, int64_t end) {
-                       kernels().of<T>().conv2d_depthwise({p.image.data,
-                                                           p.image.stride_n,
-                                                           p.image.stride_h,
-                                                           p.image.stride_w,
-                                                           p.image.height,
-                                                           p.image.width,
-                                                           p.weight,
-                                                           p.bias,
-                                                           p.output,
-                                                           p.out_stride_n,
-                                                           p.out_stride_h,
-                                                           p.out_stride_w,
-                                                           p.grid.rows,
-                                                           p.grid.cols,
-                                                           p.lanes,
-                                                           p.grid.step_h,
-                                                           p.grid.step_w,
-                                                           runs.data(),
-                                                           static_cast<int64_t>(runs.size()),
-                                                           p.grid.min_w(),
-                                                           p.grid.max_w(),
-                                                           begin,
-                                                           end,
-                                                           p.relu});
-                     });
+    parallel_for(0, p.image.batch * p.grid.rows, std::max<int64_t>(1, kGrainElements / row_elements),
+                 [&](int64_t begin, int64_t end) {
+                   kernels().of<T>().conv2d_depthwise({p.image.data,
+                                                       p.image.stride_n,
+                                                       p.image.stride_h,
+                                                       p.image.stride_w,
+                                                       p.image.height,
+                                                       p.image.width,
+                                                       p.weight,
+                                                       p.bias,
+                                                       p.output,
+                                                       p.out_stride_n,
+                                                       p.out_stride_h,
+                                                       p.out_stride_w,
+                                                       p.grid.rows,
+                                                       p.grid.cols,
+                                                       p.lanes,
+                                                       p.grid.step_h,
+                                                       p.grid.step_w,
+                                                       runs.data(),
+                                                       static_cast<int64_t>(runs.size()),
+                                                       p.grid.min_w(),
+                                                       p.grid.max_w(),
+                                                       begin,
+                                                       end,
+                                                       p.relu});
+                 });
   }
 }
 
@@ -75,7 +75,7 @@ void depthwise_grad_weight(const Conv2dGeometry& g, const at::Tensor& grad_outpu
   const int64_t parts = std::clamp<int64_t>(rows * row_elements / kGrainElements, 1, std::min(rows, kGradParts));
   at::Tensor sums = zeros({parts, size}, kComputeDtype<T>);
   auto* sums_data = sums.mutable_data_ptr<Compute<T>>();
-  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part)
       kernels().of<T>().conv2d_depthwise_grad_weight(
           {data_of<T>(input), data_of<T>(grad_output), sums_data + part * size, g.in_channels, g.in_h, g.in_w, g.out_h,

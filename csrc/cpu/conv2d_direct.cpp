@@ -1,12 +1,12 @@
 // Driver of the direct kernel: packs the weights, cuts the output into chunks whose input stays in cache, and hands
 // chunk by block of lanes to the threads. A chunk's shape never changes a result: each output is one reduction.
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <type_traits>
 
 #include "conv2d.h"
 #include "memory.h"
+#include "parallel.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -70,7 +70,7 @@ at::Tensor pack_weights(const GatherConv<T>& p, const LaneBlocks& blocks) {
   std::vector<int64_t> tap_offsets;
   for (const Tap& t : p.grid.taps) tap_offsets.push_back(t.weight_offset);
   const int64_t block_size = std::max<int64_t>(1, packed.numel() / std::max<int64_t>(1, blocks.count));
-  at::parallel_for(0, blocks.count, std::max<int64_t>(1, kPackGrain / block_size), [&](int64_t begin, int64_t end) {
+  parallel_for(0, blocks.count, std::max<int64_t>(1, kPackGrain / block_size), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const int64_t lane = blocks.first_lane(b), padded = blocks.first_lane(b + 1) - lane;
       kernel.conv2d_pack({p.weight + lane * p.lane_stride, p.lane_stride, p.depth_stride, p.image.depth,
@@ -147,7 +147,7 @@ class DirectRun {
     const int64_t scratch_size = copies_ ? chunks.images * window_rows_size(p_.grid, chunks.rows, depth_) : 0;
     at::Tensor scratch = empty({threads, scratch_size}, kComputeDtype<T>);
     Element* scratch_data = scratch_size > 0 ? scratch.mutable_data_ptr<Element>() : nullptr;
-    at::parallel_for(0, chunks.count * lane_parts, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, chunks.count * lane_parts, 1, [&](int64_t begin, int64_t end) {
       Element* buffer = scratch_data + at::get_thread_num() * scratch_size;
       std::vector<int64_t> in_offsets, out_offsets;
       for (int64_t task = begin; task < end; ++task) {

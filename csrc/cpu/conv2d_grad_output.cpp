@@ -1,11 +1,11 @@
 // What both gradients of a convolution and its bias share: grad_output through a fused ReLU, and its sums, in one pass.
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 
 #include "../common/backends.h"
 #include "conv2d.h"
 #include "memory.h"
+#include "parallel.h"
 #include "rows.h"
 
 namespace fastcnn::cpu {
@@ -36,7 +36,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_grad_output(const at::Tensor& grad_out
   T* result_data = copies ? mutable_data_of<T>(result) : nullptr;
   double* partial_data = sums ? partial.mutable_data_ptr<double>() : nullptr;
   const KernelSet<T>& kernel = kernels().of<T>();
-  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const int64_t row = p * kPartRows, at = row * channels;
       kernel.conv2d_grad_output({grad_data + row * grad_stride, grad_stride,

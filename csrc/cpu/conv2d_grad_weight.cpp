@@ -1,6 +1,5 @@
 // Drivers of the weight gradient, for many and for few input channels. Both go through the batch chunk by chunk, with
 // the input copied with its halo; what a chunk is depends on the sizes alone, and so does the order of additions.
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cstring>
@@ -10,6 +9,7 @@
 #include "../common/backends.h"
 #include "conv2d.h"
 #include "memory.h"
+#include "parallel.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -174,7 +174,7 @@ class GradWeightTapsRun {
     at::Tensor copies = empty({at::get_num_threads(), p_.copy_size()}, options);
     Element* sums_data = sums.mutable_data_ptr<Element>();
     Element* copies_data = copies.mutable_data_ptr<Element>();
-    at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
       Element* copy = copies_data + at::get_thread_num() * p_.copy_size();
       std::vector<int64_t> offsets;
       for (int64_t part = begin; part < end; ++part)
@@ -231,7 +231,7 @@ class GradWeightRun {
     const auto options = at::TensorOptions().dtype(kComputeDtype<T>);
     at::Tensor scratch = empty({threads, p_.copy_size() + panels_size}, options);
     Element* scratch_data = scratch.mutable_data_ptr<Element>();
-    at::parallel_for(0, panel_parts * lane_parts, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, panel_parts * lane_parts, 1, [&](int64_t begin, int64_t end) {
       Element* copy = scratch_data + at::get_thread_num() * (p_.copy_size() + panels_size);
       std::vector<int64_t> offsets;
       for (int64_t part = begin; part < end; ++part) {

@@ -1,10 +1,10 @@
 // Driver of the direct kernel for a handful of output channels: copies each image's rows into haloed planes.
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 
 #include "conv2d.h"
 #include "memory.h"
+#include "parallel.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -33,7 +33,7 @@ class PlanarRun {
     const int64_t scratch_size = p_.image.depth * plane + p_.lanes * results;
     const at::Tensor scratch = empty({threads, scratch_size}, kComputeDtype<T>);
     Element* scratch_data = scratch.mutable_data_ptr<Element>();
-    at::parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
       Element* planes = scratch_data + at::get_thread_num() * scratch_size;
       for (int64_t task = begin; task < end; ++task) {
         const int64_t n = task / parts, i = task % parts * rows, i_end = std::min(i + rows, p_.grid.rows);

@@ -1,12 +1,12 @@
 // Drivers of Winograd convolution with stride 1: transforms of weights and input, one matrix product for each pair of
 // points, and the way back. How tiles and lanes are cut into blocks never changes a result of the forward pass or of
 // the input's gradient; the weight gradient is summed block by block, whose number depends on the sizes alone.
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 
 #include "conv2d.h"
 #include "memory.h"
+#include "parallel.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -87,7 +87,7 @@ class WinogradRun {
     const int64_t plane_stride = in_block * row_stride + kPad, scratch_size = (size_.planes() + 1) * plane_stride;
     const at::Tensor scratch = empty({threads, scratch_size}, options_);
     Element* scratch_data = scratch.mutable_data_ptr<Element>();
-    at::parallel_for(0, count * lane_parts, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, count * lane_parts, 1, [&](int64_t begin, int64_t end) {
       Element* buffer = scratch_data + at::get_thread_num() * scratch_size;
       const Planes<Element> products{buffer, plane_stride, row_stride},
           inputs{buffer + plane_stride, plane_stride, row_stride};
@@ -125,13 +125,13 @@ class WinogradRun {
 
     for (int64_t first = 0; first < tiles_; first += kept) {
       const int64_t count = std::min(kept, tiles_ - first), blocks = ceil_div(count, in_block);
-      at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
         transform_input(tiles(first + begin, first + end), rows_from(inputs, begin));
       });
       for (int64_t group = 0; group < blocks_.count; group += in_group) {
         const int64_t group_end = std::min(group + in_group, blocks_.count);
         transform_weights(group, group_end, weights.mutable_data_ptr<Element>());
-        at::parallel_for(0, (group_end - group) * blocks, 1, [&](int64_t begin, int64_t end) {
+        parallel_for(0, (group_end - group) * blocks, 1, [&](int64_t begin, int64_t end) {
           const Planes<Element> products{scratch_data + at::get_thread_num() * scratch_size, product_plane,
                                          product_row};
           for (int64_t task = begin; task < end; ++task) {
@@ -163,7 +163,7 @@ class WinogradRun {
     const int64_t parts = ceil_div(depth, kDepthPart), packed_size = taps * kDepthPart * max_lanes(1);
     const at::Tensor packed = empty({at::get_num_threads(), packed_size}, options_);
     Element* packed_data = packed.mutable_data_ptr<Element>();
-    at::parallel_for(first_block * parts, last_block * parts, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(first_block * parts, last_block * parts, 1, [&](int64_t begin, int64_t end) {
       Element* buffer = packed_data + at::get_thread_num() * packed_size;
       for (int64_t task = begin; task < end; ++task) {
         const int64_t block = task / parts, d = task % parts * kDepthPart, lane = blocks_.first_lane(block);
@@ -265,7 +265,7 @@ class WinogradGradWeightRun {
     for (int64_t first = 0; first < tiles; first += in_block) {
       const int64_t count = std::min(in_block, tiles - first);
       // 1. The transforms, inputs first.
-      at::parallel_for(0, 2 * count, 1, [&](int64_t begin, int64_t end) {
+      parallel_for(0, 2 * count, 1, [&](int64_t begin, int64_t end) {
         const auto part = [&](int64_t low, int64_t high) {
           return WinogradTiles{tiles_h, tiles_w, first + low, std::max<int64_t>(0, high - low)};
         };
@@ -282,7 +282,7 @@ class WinogradGradWeightRun {
                zeros_data, grads + (middle - count) * grad_stride_, grad_plane, grad_stride_});
       });
       // 2. The products.
-      at::parallel_for(0, planes * lanes_.count, 1, [&](int64_t begin, int64_t end) {
+      parallel_for(0, planes * lanes_.count, 1, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {
           const int64_t plane = task / lanes_.count, block = task % lanes_.count;
           multiply(block, count, offsets.data(), inputs + plane * input_plane, grads + plane * grad_plane,
@@ -291,7 +291,7 @@ class WinogradGradWeightRun {
       });
     }
     // 3. Back from the points to the kernel's elements.
-    at::parallel_for(0, grad_output_.depth, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, grad_output_.depth, 1, [&](int64_t begin, int64_t end) {
       kernel_.conv2d_winograd_grad_weight({sums_data + begin * input_stride_, sums_stride_, input_stride_, end - begin,
                                            input_.depth, size_.points, size_.kernel,
                                            grad_weight_ + begin * size_.kernel * size_.kernel * input_.depth});

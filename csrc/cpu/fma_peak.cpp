@@ -1,11 +1,10 @@
 #include "fma_peak.h"
 
-#include <ATen/Parallel.h>
-
 #include <chrono>
 
 #include "../common/backends.h"
 #include "capability.h"
+#include "parallel.h"
 
 namespace fastcnn::cpu {
 
@@ -15,7 +14,7 @@ double fma_gflops() {
   const int64_t threads = at::get_num_threads();
   backends::record_kernel("fma_peak");
   const auto run = [&] {
-    at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
       float result = 0;
       for (int64_t i = begin; i < end; ++i) kernel.fma_peak({kRounds, &result});
     });

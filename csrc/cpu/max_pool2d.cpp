@@ -6,6 +6,7 @@
 #include "../common/backends.h"
 #include "../fallback.h"
 #include "memory.h"
+#include "parallel.h"
 #include "pool2d.h"
 
 namespace fastcnn::cpu {
@@ -140,7 +141,7 @@ template <typename Offset, typename Visit>
 void each_winner(const Pool2dGeometry& g, const Tensor& offsets, const Visit& visit) {
   const Offset* data = offsets.const_data_ptr<Offset>();
   const auto kernel_w = static_cast<uint32_t>(g.kernel_w);
-  at::parallel_for(0, g.batch * g.out_h, 1 + 16 * 1024 / (g.out_w * g.channels), [&](int64_t begin, int64_t end) {
+  parallel_for(0, g.batch * g.out_h, 1 + 16 * 1024 / (g.out_w * g.channels), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
       for (int64_t ow = 0; ow < g.out_w; ++ow)
         for (int64_t c = 0; c < g.channels; ++c) {

@@ -1,7 +1,6 @@
 // What the pooling ops share on the CPU: the windows along each axis as tables, the split of work over threads, and the
 // way from the caller's layout and dtype to dense NHWC and back.
 #pragma once
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 #include "capability.h"
 #include "dtypes.h"
 #include "memory.h"
+#include "parallel.h"
 
 namespace fastcnn::cpu {
 
@@ -43,7 +43,7 @@ template <typename Args>
 void over_rows(const Args& args, int64_t rows, int64_t elements_per_row, void (*kernel)(const Args&)) {
   constexpr int64_t kGrainElements = 64 * 1024;  // of the larger image
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, elements_per_row));
-  at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
     Args part = args;
     part.row_begin = begin;
     part.row_end = end;

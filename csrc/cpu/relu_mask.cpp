@@ -1,5 +1,5 @@
 // The mask of a ReLU's output, for the ops that compute a ReLU in passing and keep no more of it.
-#include <ATen/Parallel.h>
+#include "parallel.h"
 #include <torch/library.h>
 
 #include <algorithm>
@@ -26,7 +26,7 @@ void fill_mask(const at::Tensor& rows, const at::Tensor& mask) {
   const bool whole = channels % 8 == 0;
   const int64_t units = whole ? rows.numel() / 8 : rows.numel() / channels;
   const int64_t unit = whole ? 8 : channels, unit_bytes = whole ? 1 : stride;
-  at::parallel_for(0, units, std::max<int64_t>(1, kGrainElements / unit), [&](int64_t begin, int64_t end) {
+  parallel_for(0, units, std::max<int64_t>(1, kGrainElements / unit), [&](int64_t begin, int64_t end) {
     const int64_t count = end - begin;
     kernels().of<T>().relu_mask(
         {output + begin * unit, bits + begin * unit_bytes, whole ? 1 : count, whole ? count * unit : channels, stride});

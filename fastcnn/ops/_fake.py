@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,11 @@ _Ints = Sequence[int]
 def _none_like(t: Tensor) -> Tensor:
     """What an op gives in place of a gradient that was not asked for."""
     return t.new_empty((0,))
+
+
+def _switches() -> Tensor:
+    """The switches as a traced forward gives them to its backward: kSwitchValues of csrc/common/switches.h."""
+    return torch.empty(32, dtype=torch.int64)
 
 
 # --- conv2d ---------------------------------------------------------------------------------------------------------
@@ -75,6 +81,11 @@ def _conv2d(
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=_conv2d_format(input, weight))
 
 
+@torch.library.register_fake("fastcnn::_conv2d_traced")
+def _conv2d_traced(input: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return _conv2d(input, *args), _switches()
+
+
 @torch.library.register_fake("fastcnn::conv2d_backward")
 def _conv2d_backward(
     grad_output: Tensor,
@@ -86,6 +97,7 @@ def _conv2d_backward(
     groups: int,
     output_mask: Sequence[bool],
     activated: Tensor | None = None,
+    switches: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = _conv2d_shape(input, weight, stride, padding, dilation, groups)
     torch._check(list(grad_output.shape) == shape, lambda: f"expected grad_output of size {shape}")
@@ -200,6 +212,16 @@ def _batch_norm_infer_with_mask(
     return _batch_norm_infer(input, mean, var, weight, bias, residual, eps, relu), _batch_norm_mask(input, relu)
 
 
+@torch.library.register_fake("fastcnn::_batch_norm_train_traced")
+def _batch_norm_train_traced(*args: Any) -> tuple[Tensor, ...]:
+    return *_batch_norm_train_with_mask(*args), _switches()
+
+
+@torch.library.register_fake("fastcnn::_batch_norm_infer_traced")
+def _batch_norm_infer_traced(*args: Any) -> tuple[Tensor, ...]:
+    return *_batch_norm_infer_with_mask(*args), _switches()
+
+
 @torch.library.register_fake("fastcnn::batch_norm_train_backward")
 @torch.library.register_fake("fastcnn::batch_norm_infer_backward")
 def _batch_norm_backward(
@@ -211,6 +233,7 @@ def _batch_norm_backward(
     mask: Tensor,
     eps: float,
     output_mask: Sequence[bool],
+    switches: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _batch_norm_rows(input)
     torch._check(grad_output.shape == input.shape, lambda: f"expected grad_output of input's size {input.shape}")

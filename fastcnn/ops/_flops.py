@@ -21,10 +21,18 @@ def _conv2d_flop(
     return int(_conv_flop(input, weight, bias, stride, padding, dilation, False, out_val=out_shape))
 
 
+@register_flop_formula(torch.ops.fastcnn._conv2d_traced)
+def _conv2d_traced_flop(
+    input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, *args: Any, out_shape: Any,
+    **kwargs: Any,
+) -> int:  # fmt: skip
+    return int(_conv_flop(input, weight, bias, stride, padding, dilation, False, out_val=out_shape[0]))
+
+
 @register_flop_formula(torch.ops.fastcnn.conv2d_backward)
 def _conv2d_backward_flop(
     grad_output: Any, input: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: Any, output_mask: Any,
-    activated: Any = None, *, out_shape: Any, **kwargs: Any,
+    activated: Any = None, switches: Any = None, *, out_shape: Any, **kwargs: Any,
 ) -> int:  # fmt: skip
     return int(
         _conv_backward_flop(

@@ -50,7 +50,8 @@ def conv2d(
     float64, in chains of at most 512 terms. The error's rms is at most twice that of torch's own convolution. The
     result depends neither on the number of threads nor on the other images of the batch. NaN and infinity come out
     where the sum over the window, padding counted as zeros, has them; ReLU keeps NaN. On CPUs with AVX-512 BF16,
-    bfloat16 numbers below the least normal one count as zero.
+    bfloat16 numbers below the least normal one count as zero. docs/numerics.md has
+    the bounds of each kernel, Winograd's included.
 
     Source: Zhang et al., High Performance Zero-Memory Overhead Direct Convolutions, ICML 2018.
     """

@@ -13,9 +13,11 @@ from pooling_cases import (
     CONDITIONS,
     FLOATS,
     SAMPLES,
+    BadCalls,
     assert_independent_of_threads_and_batch,
     assert_strides_as_torchs,
     assert_takes_torchs_own_op,
+    bad_windows,
     draw,
     gradient_like,
     make_config,
@@ -218,43 +220,17 @@ def test_avg_pool2d_unbatched_input_as_torch() -> None:
         assert got.stride() == wanted.stride()
 
 
-def bad_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any], tuple[str, ...]]]:
+def bad_calls() -> BadCalls:
     x = torch.randn(2, 3, 6, 6)
-    empty = "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input"
     return {
+        **bad_windows(x),
         "rank 1": ((x[0, 0, 0], 2), {}, ("Dimension out of range",)),
         "rank 2": ((x[0, 0], 2), {}, ("Dimension out of range",)),
         "rank 5": ((x[None], 2), {}, ("Expected 3D or 4D (batch mode)",)),
-        "zero kernel": ((x, 0, 1), {}, ("kernel size should be greater than zero",)),
-        "zero kernel and stride": ((x, 0), {}, ("stride should not be zero",)),
-        "negative kernel": ((x, -1), {}, ("kernel size should be greater than zero", "kH: -1")),
-        "zero stride": ((x, 2, 0), {}, ("stride should not be zero",)),
-        "negative stride": ((x, 2, (1, -1)), {}, ("stride should be greater than zero", "dW: -1")),
-        "negative padding": ((x, 2, 2, -1), {}, ("pad must be non-negative", "-1")),
-        "padding over half": ((x, 3, 2, 2), {}, ("pad should be at most half of effective kernel size", "pad=2")),
-        "kernel too large": ((x, 7), {}, ("Given input size: (3x6x6)", "(3x0x0)", "Output size is too small")),
-        "three kernel sizes": (
-            (x, (1, 2, 3)),
-            {},
-            ("kernel_size must either be a single int, or a tuple of two ints",),
-        ),
-        "no kernel sizes": ((x, ()), {}, ("kernel_size must either be a single int, or a tuple of two ints",)),
-        "three strides": ((x, 2, (1, 2, 3)), {}, ("tuple of two ints",)),
-        "three paddings": ((x, 2, 2, (1, 1, 1)), {}, ("padding must either be a single int, or a tuple of two ints",)),
-        "no channels": ((x[:, :0], 2), {}, (empty,)),
-        "no rows": ((x[:, :, :0], 2), {}, (empty,)),
-        "no columns": ((x[..., :0].to(memory_format=torch.channels_last), 2), {}, (empty,)),
-        "huge kernel": ((x, 2**40), {}, ("value cannot be converted to type int without overflow",)),
-        "huge stride": ((x, 2, 2**40), {}, ("value cannot be converted to type int without overflow",)),
         "zero divisor": ((x, 2), dict(divisor_override=0), ("divisor must be not zero",)),
         "float divisor": ((x, 2), dict(divisor_override=1.5), ("divisor_override", "must be int, not float")),
         "bool divisor": ((x, 2), dict(divisor_override=True), ("divisor_override", "must be int, not bool")),
-        "float kernel": ((x, 2.5), {}, ("kernel_size", "must be tuple of ints, not float")),
-        "no kernel": ((x, None), {}, ("kernel_size", "must be tuple of ints, not NoneType")),
-        "not a tensor": (([1.0], 2), {}, ("Tensor",)),
         "int32 input": ((x.int(), 2), {}, ("not implemented for 'Int'",)),
-        "bool input": ((x > 0, 2), {}, ("not implemented for 'Bool'",)),
-        "complex input": ((x.to(torch.complex64), 2), {}, ("not implemented for 'ComplexFloat'",)),
     }
 
 
