@@ -1,5 +1,4 @@
 // The passes of batch norm: one reduces, a second one applies, in reverse order: it finds its tiles in cache.
-#include "parallel.h"
 
 #include <algorithm>
 #include <cmath>
@@ -8,6 +7,7 @@
 #include "batch_norm.h"
 #include "capability.h"
 #include "memory.h"
+#include "parallel.h"
 #include "rows.h"
 
 namespace fastcnn::cpu {

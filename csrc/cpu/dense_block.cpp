@@ -231,7 +231,7 @@ std::vector<Tensor> backward(bool training, const Tensor& grad_output, const Ten
     const Tensor mask = empty({g.rows, g.mask_stride}, features.options().dtype(at::kByte));
     auto [grad_normalised, grad_weight, grad_bias] =
         ops::conv2d_backward(grad_conv, block.normalised(nhwc, i, mask), l.conv_weight, kPair, kPair, kPair, 1,
-                             {by_features, by_weight, by_bias}, std::nullopt);
+                             {by_features, by_weight, by_bias}, std::nullopt, std::nullopt);
     if (by_weight) grad[2] = grad_weight;
     if (by_bias) grad[3] = grad_bias;
     // 2. Of the batch norm.

@@ -1,5 +1,4 @@
 // The mask of a ReLU's output, for the ops that compute a ReLU in passing and keep no more of it.
-#include "parallel.h"
 #include <torch/library.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 #include "capability.h"
 #include "dtypes.h"
 #include "memory.h"
+#include "parallel.h"
 
 namespace fastcnn::cpu {
 namespace {
