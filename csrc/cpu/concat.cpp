@@ -1,4 +1,4 @@
-// concat on the CPU: for each tensor one strided copy of runs, with no arithmetic, so any dtype of plain bytes will do.
+// concat on the CPU: strided copies of runs, with no arithmetic, so any dtype of plain bytes will do.
 #include <torch/library.h>
 
 #include <cstring>
@@ -14,12 +14,23 @@ namespace {
 
 constexpr int64_t kGrainBytes = 128 * 1024;  // below this a second thread costs more than it gives
 
-// Copies `rows` runs of `bytes` each from a dense source to runs `out_stride` apart.
-void copy_runs(char* out, int64_t out_stride, const char* in, int64_t rows, int64_t bytes) {
-  parallel_for(0, rows, std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, bytes)),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t r = begin; r < end; ++r) std::memcpy(out + r * out_stride, in + r * bytes, bytes);
-               });
+struct Part {
+  at::Tensor dense;
+  const char* data;
+  int64_t bytes;  // of a run
+};
+
+// Writes the output from beginning to end: tensor by tensor each would leave gaps in it, and fetch its lines again.
+void copy_runs(char* out, const std::vector<Part>& parts, int64_t rows, int64_t row_bytes) {
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, row_bytes));
+  parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    char* to = out + begin * row_bytes;
+    for (int64_t r = begin; r < end; ++r)
+      for (const Part& part : parts) {
+        std::memcpy(to, part.data + r * part.bytes, part.bytes);
+        to += part.bytes;
+      }
+  });
 }
 
 at::Tensor concat_cpu(at::TensorList tensors, int64_t dim) {
@@ -30,15 +41,14 @@ at::Tensor concat_cpu(at::TensorList tensors, int64_t dim) {
   if (output.numel() == 0) return output;
 
   const int64_t inner = c.inner * output.element_size();
-  char* out = static_cast<char*>(output.mutable_data_ptr());
-  const int64_t out_stride = c.sizes[c.dim] * inner;
+  std::vector<Part> parts;
+  parts.reserve(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (c.skipped[i]) continue;
     const at::Tensor dense = tensors[i].to(c.dtype).contiguous(c.memory_format);
-    const int64_t bytes = dense.size(c.dim) * inner;
-    copy_runs(out, out_stride, static_cast<const char*>(dense.const_data_ptr()), c.rows, bytes);
-    out += bytes;
+    parts.push_back({dense, static_cast<const char*>(dense.const_data_ptr()), dense.size(c.dim) * inner});
   }
+  copy_runs(static_cast<char*>(output.mutable_data_ptr()), parts, c.rows, c.sizes[c.dim] * inner);
   return output;
 }
 

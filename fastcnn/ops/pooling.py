@@ -173,6 +173,8 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
 
 def _pair(op: str, name: str, value: _IntOrPair) -> Sequence[int]:
     """One int or a sequence of one as two; other lengths go to the op, which refuses them."""
+    if type(value) is int:  # the common case first: this runs before every pooling
+        return (value, value)
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     for v in values:
         _require_int(op, name, v, "tuple of ints")

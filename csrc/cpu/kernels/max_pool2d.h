@@ -49,7 +49,7 @@ void max_pool2d_rows(const MaxPool2dArgs<T> a, Offset* offsets) {
             for (int64_t j = 0; j < shape.cols(); ++j, p += step_w) {
               for (int v = 0; v < kVectors; ++v) {
                 const typename V::Reg x = block.load(p, v, lanes);
-                if constexpr (kVectors > 1) __builtin_prefetch(p + a.next_window + v * V::kWidth);
+                if constexpr (kVectors > 1) __builtin_prefetch(p + 2 * a.next_window + v * V::kWidth, 0, 2);
                 const typename V::Mask wins = V::greater_or_nan(x, best[v]);
                 best[v] = V::select(wins, x, best[v]);
                 if constexpr (kTracked) winner[v] = V::select(wins, tap, winner[v]);
