@@ -18,9 +18,9 @@ CAPABILITY_VARIABLE = "FASTCNN_CPU_CAPABILITY"
 
 # The functions of fastcnn.ops, but those that share all their kernels with another one.
 SHARES = {"batch_norm_relu": "batch_norm"}
-PUBLIC_OPS = [op for op in ops.__all__ if op not in SHARES]
-# Kernels that do not begin with the name of their op.
-OTHER_NAMES = {"global_avg_pool2d": "adaptive_avg_pool2d"}
+PUBLIC_OPS = [op for op in ops.__all__ if op not in SHARES and not isinstance(getattr(ops, op), type)]
+# Kernels and internal ops that do not begin with the name of their op.
+OTHER_NAMES = {"global_avg_pool2d": "adaptive_avg_pool2d", "relu_mask": "conv2d"}
 
 
 def show_info() -> int:
