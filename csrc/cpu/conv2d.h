@@ -38,6 +38,13 @@ struct WindowGrid {
   int64_t min_h() const, max_h() const, min_w() const, max_w() const;
 };
 
+// Positions whose windows leave the image on the same sides by as much, so that the same taps lie inside.
+struct WindowClass {
+  std::vector<int64_t> rows, cols;
+  std::vector<size_t> taps;
+};
+std::vector<WindowClass> window_classes(const WindowGrid& grid, int64_t height, int64_t width);
+
 // One convolution as a gather: output(n, i, j, lane) = activation(bias[lane] + sum over taps t, depth d of
 // image(n, i * step_h + t.h, j * step_w + t.w, d) * weight[t.weight_offset + d * depth_stride + lane * lane_stride]).
 template <typename T>

@@ -2,6 +2,7 @@
 // chunk by block of lanes to the threads. A chunk's shape never changes a result: each output is one reduction.
 
 #include <algorithm>
+#include <numeric>
 #include <type_traits>
 
 #include "conv2d.h"
@@ -16,19 +17,22 @@ constexpr int64_t kChunkBytes = 512 * 1024;
 constexpr int64_t kPackGrain = 32 * 1024;  // elements that a thread packs at least
 // Terms of one chain of additions: longer sums are split, as rounding errors grow with the chain.
 constexpr int64_t kChainTerms = 512;
+// The share of the work that has to be left when taps outside the image are left out.
+constexpr double kLessWork = 0.95;
 
-// The runs of a reduction, cut so that each chain of additions ends in a partial sum.
+// The runs of a reduction, cut where its index passes a multiple of kChainTerms: each chain of additions there ends in
+// a partial sum, and the sums are the same whether products with zeros are left out or not.
 std::vector<Conv2dSegment> split_chains(const std::vector<Conv2dSegment>& runs) {
   std::vector<Conv2dSegment> segments;
-  int64_t chain = 0;
   for (const Conv2dSegment& run : runs)
     for (int64_t done = 0; done < run.length;) {
-      const int64_t length = std::min<int64_t>(run.length - done, kChainTerms - chain);
-      chain = (chain + length) % kChainTerms;
-      segments.push_back({run.offset + done, static_cast<int32_t>(length), chain == 0});
+      const int64_t weight = run.weight + done;
+      const int64_t length = std::min<int64_t>(run.length - done, kChainTerms - weight % kChainTerms);
+      segments.push_back({run.offset + done, weight, static_cast<int32_t>(length), 0});
       done += length;
     }
-  if (!segments.empty()) segments.back().flush = 0;
+  for (size_t s = 1; s < segments.size(); ++s)
+    segments[s - 1].flush = segments[s - 1].weight / kChainTerms != segments[s].weight / kChainTerms;
   return segments;
 }
 
@@ -46,19 +50,40 @@ GatherConv<T> without_gaps(GatherConv<T> p) {
   return p;
 }
 
-// The reduction as runs of neighbouring elements, for rows `row_stride` and columns `depth`-or-more apart.
-std::vector<Conv2dSegment> make_segments(const WindowGrid& grid, int64_t depth, int64_t row_stride, int64_t col_stride,
-                                         int64_t origin) {
-  std::vector<Conv2dSegment> runs;
-  for (const Tap& t : grid.taps) {
-    const int64_t offset = t.h * row_stride + t.w * col_stride - origin;
-    if (!runs.empty() && runs.back().offset + runs.back().length == offset) {
-      runs.back().length += static_cast<int32_t>(depth);
-    } else {
-      runs.push_back({offset, static_cast<int32_t>(depth), 0});
+// Positions that share their taps, whose windows begin at the first of those, and the reduction over them.
+struct TapGroup {
+  std::vector<int64_t> rows, cols;
+  int64_t first_h, first_w;
+  std::vector<Conv2dSegment> segments;
+
+  // For rows `row_stride` and columns `depth`-or-more apart.
+  TapGroup(const WindowGrid& grid, const WindowClass& positions, int64_t depth, int64_t row_stride, int64_t col_stride)
+      : rows(positions.rows), cols(positions.cols), first_h(0), first_w(0) {
+    if (positions.taps.empty()) return;
+    first_h = grid.taps[positions.taps[0]].h, first_w = grid.taps[positions.taps[0]].w;
+    std::vector<Conv2dSegment> runs;
+    for (const size_t t : positions.taps) {
+      const int64_t offset = (grid.taps[t].h - first_h) * row_stride + (grid.taps[t].w - first_w) * col_stride;
+      const int64_t weight = static_cast<int64_t>(t) * depth;
+      if (!runs.empty() && runs.back().offset + runs.back().length == offset &&
+          runs.back().weight + runs.back().length == weight) {
+        runs.back().length += static_cast<int32_t>(depth);
+      } else {
+        runs.push_back({offset, weight, static_cast<int32_t>(depth), 0});
+      }
     }
+    segments = split_chains(runs);
   }
-  return split_chains(runs);
+};
+
+// All positions, with all taps.
+WindowClass all_positions(const WindowGrid& grid) {
+  WindowClass all{std::vector<int64_t>(grid.rows), std::vector<int64_t>(grid.cols),
+                  std::vector<size_t>(grid.taps.size())};
+  std::iota(all.rows.begin(), all.rows.end(), 0);
+  std::iota(all.cols.begin(), all.cols.end(), 0);
+  std::iota(all.taps.begin(), all.taps.end(), 0);
+  return all;
 }
 
 template <typename T>
@@ -105,10 +130,20 @@ struct Chunks {
     c.count = c.images > 1 ? ceil_div(p.image.batch, c.images) : p.image.batch * c.per_image;
     return c;
   }
+  // Chunks of whole images, equally many for each thread.
+  static Chunks of_images(int64_t batch, int64_t rows, int64_t image_bytes, int64_t threads) {
+    const int64_t most = std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(1, image_bytes), 1, batch);
+    const int64_t count = std::min(batch, ceil_div(ceil_div(batch, most), threads) * threads);
+    const int64_t images = ceil_div(batch, count);
+    return {images, rows, 1, ceil_div(batch, images)};
+  }
+  int64_t first_image(int64_t chunk) const { return images > 1 ? chunk * images : chunk / per_image; }
+  int64_t first_row(int64_t chunk) const { return images > 1 ? 0 : chunk % per_image * rows; }
 };
 
 // The kernel's element is of the type that T is computed in, or a pair of T as wide as that. The input is copied where
-// its elements are others, or where windows reach beyond the image.
+// its elements are others, or where windows reach beyond the image: with a halo of zeros, or without one where maps are
+// so small that leaving out the taps outside the image saves more than smaller groups of pixels cost.
 template <typename T>
 class DirectRun {
   using Element = Compute<T>;
@@ -128,84 +163,122 @@ class DirectRun {
     const bool as_it_is = pair_ == 1 ? std::is_same_v<T, Element>
                                      : (image.depth | image.stride_n | image.stride_h | image.stride_w) % pair_ == 0;
     copies_ = !inside || !as_it_is || (image.stride_c != 1 && image.depth > 1);
-    if (copies_) {
-      col_stride_ = depth_;
-      row_stride_ = col_stride_ * ((g.cols - 1) * g.step_w + g.max_w() - g.min_w() + 1);
-      segments_ = make_segments(g, depth_, row_stride_, col_stride_, g.min_h() * row_stride_ + g.min_w() * col_stride_);
-    } else {
-      col_stride_ = image.stride_w / pair_;
-      row_stride_ = image.stride_h / pair_;
-      segments_ = make_segments(g, depth_, row_stride_, col_stride_, 0);
-    }
+    if (!inside && leave_out_taps()) return;
+    chunks_ = Chunks::plan(p_, depth_, at::get_num_threads());
+    row_stride_ = copies_ ? depth_ * ((g.cols - 1) * g.step_w + g.max_w() - g.min_w() + 1) : image.stride_h / pair_;
+    col_stride_ = copies_ ? depth_ : image.stride_w / pair_;
+    image_size_ = copies_ ? window_rows_size(g, chunks_.rows, depth_) : image.stride_n / pair_;
+    groups_.emplace_back(g, all_positions(g), depth_, row_stride_, col_stride_);
   }
 
   void run() {
     const int64_t threads = at::get_num_threads();
-    const Chunks chunks = Chunks::plan(p_, depth_, threads);
     // Few chunks: the threads share a chunk's lanes, each one with an input copy of its own.
-    const int64_t lane_parts = std::clamp<int64_t>(ceil_div(threads, chunks.count), 1, blocks_.count);
-    const int64_t scratch_size = copies_ ? chunks.images * window_rows_size(p_.grid, chunks.rows, depth_) : 0;
+    const int64_t lane_parts = std::clamp<int64_t>(ceil_div(threads, chunks_.count), 1, blocks_.count);
+    const int64_t scratch_size = copies_ ? chunks_.images * image_size_ : 0;
     at::Tensor scratch = empty({threads, scratch_size}, kComputeDtype<T>);
     Element* scratch_data = scratch_size > 0 ? scratch.mutable_data_ptr<Element>() : nullptr;
-    parallel_for(0, chunks.count * lane_parts, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, chunks_.count * lane_parts, 1, [&](int64_t begin, int64_t end) {
       Element* buffer = scratch_data + at::get_thread_num() * scratch_size;
-      std::vector<int64_t> in_offsets, out_offsets;
+      Pixels pixels;
       for (int64_t task = begin; task < end; ++task) {
-        const Element* input = prepare(chunks, task / lane_parts, buffer, in_offsets, out_offsets);
+        const Element* input = prepare(task / lane_parts, buffer, pixels);
         const int64_t part = task % lane_parts;
-        multiply(input, in_offsets, out_offsets, blocks_.count * part / lane_parts,
-                 blocks_.count * (part + 1) / lane_parts);
+        multiply(input, pixels, blocks_.count * part / lane_parts, blocks_.count * (part + 1) / lane_parts);
       }
     });
   }
 
  private:
-  // Copies a chunk's input where it has to be, and lists where each pixel's window and output begin.
-  const Element* prepare(const Chunks& chunks, int64_t chunk, Element* buffer, std::vector<int64_t>& in_offsets,
-                         std::vector<int64_t>& out_offsets) const {
+  // Where a chunk's windows and outputs begin, group after group.
+  struct Pixels {
+    std::vector<int64_t> in_offsets, out_offsets, group_ends;
+  };
+
+  // Whether to leave out the taps outside the image, and the plan for that.
+  bool leave_out_taps() {
     const WindowGrid& g = p_.grid;
-    const int64_t n0 = chunks.images > 1 ? chunk * chunks.images : chunk / chunks.per_image;
-    const int64_t n1 = std::min(n0 + chunks.images, p_.image.batch);
-    const int64_t i0 = chunks.images > 1 ? 0 : chunk % chunks.per_image * chunks.rows;
-    const int64_t i1 = std::min(i0 + chunks.rows, g.rows);
-    in_offsets.clear();
-    out_offsets.clear();
-    const int64_t image_size = window_rows_size(g, i1 - i0, depth_);
-    for (int64_t n = n0; n < n1; ++n) {
-      if (copies_) copy(n, i0, i1, buffer + (n - n0) * image_size);
-      for (int64_t i = i0; i < i1; ++i) {
-        const int64_t in_row = copies_ ? (n - n0) * image_size + (i - i0) * g.step_h * row_stride_
-                                       : n * (p_.image.stride_n / pair_) + i * g.step_h * row_stride_;
-        const int64_t out_row = n * p_.out_stride_n + i * p_.out_stride_h;
-        for (int64_t j = 0; j < g.cols; ++j) {
-          in_offsets.push_back(in_row + j * g.step_w * col_stride_);
-          out_offsets.push_back(out_row + j * p_.out_stride_w);
+    const ImageView<T>& image = p_.image;
+    // An odd number of cache lines: the same place of neighbouring images lies in different sets.
+    const int64_t line = 64 / static_cast<int64_t>(sizeof(Element));
+    const int64_t image_size = (ceil_div(image.height * image.width * depth_, line) | 1) * line;
+    const Chunks chunks = Chunks::of_images(image.batch, g.rows, image_size * static_cast<int64_t>(sizeof(Element)),
+                                            at::get_num_threads());
+    const std::vector<WindowClass> classes = window_classes(g, image.height, image.width);
+    int64_t work = 0;
+    for (const WindowClass& c : classes)
+      work += tile_work(chunks.images * static_cast<int64_t>(c.rows.size() * c.cols.size()), c.taps.size());
+    const int64_t whole_work = tile_work(chunks.images * g.rows * g.cols, g.taps.size());
+    if (static_cast<double>(work) > kLessWork * static_cast<double>(whole_work)) return false;
+    whole_image_ = true;
+    chunks_ = chunks;
+    row_stride_ = image.width * depth_, col_stride_ = depth_, image_size_ = image_size;
+    for (const WindowClass& c : classes) groups_.emplace_back(g, c, depth_, row_stride_, col_stride_);
+    return true;
+  }
+
+  // Multiplications by the taps' weights, and loads of these.
+  int64_t tile_work(int64_t pixels, size_t taps) const {
+    const int vectors = static_cast<int>(ceil_div(blocks_.vectors, blocks_.count));
+    return static_cast<int64_t>(taps) * (pixels + ceil_div(pixels, kernel_.rows_for(vectors)));
+  }
+
+  // Copies a chunk's input where it has to be, and lists its pixels.
+  const Element* prepare(int64_t chunk, Element* buffer, Pixels& pixels) const {
+    const WindowGrid& g = p_.grid;
+    const int64_t n0 = chunks_.first_image(chunk), n1 = std::min(n0 + chunks_.images, p_.image.batch);
+    const int64_t i0 = chunks_.first_row(chunk), i1 = std::min(i0 + chunks_.rows, g.rows);
+    if (copies_)
+      for (int64_t n = n0; n < n1; ++n) copy(n, i0, i1, buffer + (n - n0) * image_size_);
+    // The copy with a halo begins at the first row's and the first column's first tap.
+    const bool halo = copies_ && !whole_image_;
+    const int64_t top = halo ? i0 * g.step_h + g.min_h() : 0, left = halo ? g.min_w() : 0;
+    pixels = {};
+    for (const TapGroup& group : groups_) {
+      for (int64_t n = n0; n < n1; ++n)
+        for (const int64_t i : group.rows) {
+          if (i < i0 || i >= i1) continue;
+          const int64_t in_row = (copies_ ? n - n0 : n) * image_size_ +
+                                 (i * g.step_h + group.first_h - top) * row_stride_ +
+                                 (group.first_w - left) * col_stride_;
+          const int64_t out_row = n * p_.out_stride_n + i * p_.out_stride_h;
+          for (const int64_t j : group.cols) {
+            pixels.in_offsets.push_back(in_row + j * g.step_w * col_stride_);
+            pixels.out_offsets.push_back(out_row + j * p_.out_stride_w);
+          }
         }
-      }
+      pixels.group_ends.push_back(static_cast<int64_t>(pixels.in_offsets.size()));
     }
     return copies_ ? buffer : reinterpret_cast<const Element*>(p_.image.data);
   }
 
+  // An image, or what rows [i0, i1) of the output need of it.
   void copy(int64_t n, int64_t i0, int64_t i1, Element* buffer) const {
+    const WindowGrid whole{p_.image.height, p_.image.width, 1, 1, {{0, 0, 0}}};
+    const WindowGrid& grid = whole_image_ ? whole : p_.grid;
+    if (whole_image_) i0 = 0, i1 = p_.image.height;
     if constexpr (std::is_same_v<T, BFloat16>) {
       if (pair_ == 2)
-        return copy_window_rows(p_.image, p_.grid, n, i0, i1, 2 * depth_, reinterpret_cast<BFloat16*>(buffer));
+        return copy_window_rows(p_.image, grid, n, i0, i1, 2 * depth_, reinterpret_cast<BFloat16*>(buffer));
     }
-    copy_window_rows(p_.image, p_.grid, n, i0, i1, depth_, buffer);
+    copy_window_rows(p_.image, grid, n, i0, i1, depth_, buffer);
   }
 
-  void multiply(const Element* input, const std::vector<int64_t>& in_offsets, const std::vector<int64_t>& out_offsets,
-                int64_t first_block, int64_t last_block) const {
+  void multiply(const Element* input, const Pixels& pixels, int64_t first_block, int64_t last_block) const {
     const int64_t reduction = static_cast<int64_t>(p_.grid.taps.size()) * depth_;
     const Element* packed = packed_.template const_data_ptr<Element>();
     for (int64_t b = first_block; b < last_block; ++b) {
       const int64_t vector = blocks_.first_vector(b), lane = vector * blocks_.width;
       const int vectors = static_cast<int>(blocks_.first_vector(b + 1) - vector);
-      kernel_.conv2d_direct({input, in_offsets.data(), p_.output + lane, out_offsets.data(),
-                             static_cast<int64_t>(in_offsets.size()), segments_.data(),
-                             static_cast<int64_t>(segments_.size()), packed + lane * reduction,
-                             p_.bias != nullptr ? p_.bias + lane : nullptr, vectors,
-                             std::min<int64_t>(p_.lanes - lane, vectors * blocks_.width), p_.relu});
+      int64_t begin = 0;
+      for (size_t group = 0; group < groups_.size(); begin = pixels.group_ends[group++]) {
+        const std::vector<Conv2dSegment>& segments = groups_[group].segments;
+        kernel_.conv2d_direct({input, pixels.in_offsets.data() + begin, p_.output + lane,
+                               pixels.out_offsets.data() + begin, pixels.group_ends[group] - begin, segments.data(),
+                               static_cast<int64_t>(segments.size()), packed + lane * reduction,
+                               p_.bias != nullptr ? p_.bias + lane : nullptr, vectors,
+                               std::min<int64_t>(p_.lanes - lane, vectors * blocks_.width), p_.relu});
+      }
     }
   }
 
@@ -213,16 +286,17 @@ class DirectRun {
   const KernelSet<T>& kernel_;
   LaneBlocks blocks_;
   at::Tensor packed_;
-  int64_t pair_, depth_;  // neighbouring channels in an element, elements of a pixel
-  std::vector<Conv2dSegment> segments_;
-  bool copies_;
-  int64_t row_stride_, col_stride_;
+  int64_t pair_, depth_;               // neighbouring channels in an element, elements of a pixel
+  bool copies_, whole_image_ = false;  // the input, as whole images without a halo
+  Chunks chunks_;
+  int64_t row_stride_, col_stride_, image_size_;  // of the copy, or of the input
+  std::vector<TapGroup> groups_;
 };
 
 }  // namespace
 
 std::vector<Conv2dSegment> chained_segments(int64_t length) {
-  return split_chains({{0, static_cast<int32_t>(length), 0}});
+  return split_chains({{0, 0, static_cast<int32_t>(length), 0}});
 }
 
 template <typename T>

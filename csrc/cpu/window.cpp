@@ -1,6 +1,7 @@
 // Copies of image rows with their halo, so that kernels never test for borders, and transposes to NHWC on the way.
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <type_traits>
 
 #include "conv2d.h"
@@ -29,6 +30,19 @@ void copy_rows(const T* source, int64_t source_stride, Copy* target, int64_t row
   }
 }
 
+// Positions 0 to `count` - 1 of one dimension, by how many of the taps lie before and behind the image.
+using Sides = std::map<std::pair<int64_t, int64_t>, std::vector<int64_t>>;
+template <typename Get>
+Sides positions_by_side(const std::vector<Tap>& taps, Get get, int64_t count, int64_t step, int64_t size) {
+  Sides sides;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto before = std::ranges::count_if(taps, [&](const Tap& t) { return i * step + get(t) < 0; });
+    const auto behind = std::ranges::count_if(taps, [&](const Tap& t) { return i * step + get(t) >= size; });
+    sides[{before, behind}].push_back(i);
+  }
+  return sides;
+}
+
 template <typename Copy, typename T>
 Copy convert(T x) {
   if constexpr (std::is_same_v<T, Copy>) {
@@ -51,6 +65,22 @@ int64_t WindowGrid::min_w() const {
 }
 int64_t WindowGrid::max_w() const {
   return best(taps, [](const Tap& t) { return t.w; }, true);
+}
+
+std::vector<WindowClass> window_classes(const WindowGrid& grid, int64_t height, int64_t width) {
+  const auto h_of = [](const Tap& t) { return t.h; };
+  const auto w_of = [](const Tap& t) { return t.w; };
+  std::vector<WindowClass> classes;
+  for (const auto& [row_side, rows] : positions_by_side(grid.taps, h_of, grid.rows, grid.step_h, height))
+    for (const auto& [col_side, cols] : positions_by_side(grid.taps, w_of, grid.cols, grid.step_w, width)) {
+      WindowClass c{rows, cols, {}};
+      for (size_t t = 0; t < grid.taps.size(); ++t) {
+        const int64_t h = rows[0] * grid.step_h + grid.taps[t].h, w = cols[0] * grid.step_w + grid.taps[t].w;
+        if (h >= 0 && h < height && w >= 0 && w < width) c.taps.push_back(t);
+      }
+      classes.push_back(std::move(c));
+    }
+  return classes;
 }
 
 template <typename T>

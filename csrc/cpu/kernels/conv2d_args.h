@@ -7,10 +7,12 @@
 
 namespace fastcnn::cpu {
 
-// A run of the reduction: `length` neighbouring elements that start `offset` elements after a pixel's window.
-// `flush` ends a partial sum, so that no chain of additions grows longer than some hundred terms.
+// A run of the reduction: `length` neighbouring elements that start `offset` elements after a pixel's window, and whose
+// weights start at `weight` of the reduction. `flush` ends a partial sum, so that no chain of additions grows longer
+// than some hundred terms.
 struct Conv2dSegment {
   int64_t offset;
+  int64_t weight;
   int32_t length;
   int32_t flush;
 };

@@ -27,9 +27,9 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel) {
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) acc[m][v] = V::zero();
 
-  const Compute<T>* w = a.weight;
   for (int64_t s = 0; s < a.num_segments; ++s) {
     const Conv2dSegment segment = a.segments[s];
+    const Compute<T>* w = a.weight + segment.weight * (Vectors * kWidth);
     const Compute<T>* in[Rows];
 #pragma GCC unroll 16
     for (int m = 0; m < Rows; ++m) in[m] = a.input + a.input_offsets[pixel + m] + segment.offset;
