@@ -157,7 +157,6 @@ at::Tensor grad_weight(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const
     backends::record_kernel(algorithm_name(algorithm));
     conv2d_grad_weight_winograd<T>(g, *size, grad_output, input.contiguous(kNhwc), result);
   } else {
-    result.zero_();
     conv2d_grad_weight_direct<T>(g, grad_output, input, result);
   }
   return result;

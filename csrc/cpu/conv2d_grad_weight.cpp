@@ -23,10 +23,18 @@ constexpr int64_t kTapsParts = 16;              // sums that run side by side an
 constexpr size_t kUnpackedBlocks = 8;           // of lanes that read the output's gradient where it is
 constexpr int kPanelRows[] = {4, 5, 6, 8, 10};  // what conv2d_grad_weight has tiles for
 
-// Neighbouring lanes of the result: (kernel column, input channel) where the copy has them side by side.
+// Neighbouring lanes of the result: (kernel column, input channel) of one kernel row, where the copy has them side by
+// side.
 struct LaneBlock {
   int64_t in_offset, out_offset, lanes;
   int vectors;
+  int64_t kernel_row, first_col, last_col;
+};
+
+// Output positions, of which those of a chunk count.
+struct Positions {
+  int64_t row_begin, row_end, col_begin, col_end;
+  bool operator==(const Positions&) const = default;
 };
 
 // Vector operations, and the loads that they wait for: a small tile loads more than it multiplies.
@@ -132,15 +140,38 @@ struct GradWeightProblem {
     return grad_output + (n * grid.rows + c.i0) * grid.cols * g.out_channels;
   }
 
-  // Where each pixel's window begins, after the chunk's first, and some more for the prefetch.
-  void list_offsets(const Chunk& c, std::vector<int64_t>& offsets) const {
-    offsets.clear();
+  // Where a pixel's window begins, after the chunk's first.
+  int64_t window(int64_t n, int64_t i, int64_t j) const {
+    return n * (copies ? image_size : input.stride_n) + i * grid.step_h * row_stride + j * grid.step_w * input.depth;
+  }
+  // Of all of a chunk's pixels.
+  void list_windows(const Chunk& c, std::vector<int64_t>& windows) const {
+    windows.clear();
     for (int64_t n = 0; n < c.n1 - c.n0; ++n)
       for (int64_t i = 0; i < c.i1 - c.i0; ++i)
-        for (int64_t j = 0; j < grid.cols; ++j)
-          offsets.push_back(n * (copies ? image_size : input.stride_n) + i * grid.step_h * row_stride +
-                            j * grid.step_w * input.depth);
-    offsets.resize(offsets.size() + kGradWeightAhead, offsets.back());
+        for (int64_t j = 0; j < grid.cols; ++j) windows.push_back(window(n, i, j));
+  }
+  // The positions where one of a block's taps lies inside the image. Rows that are paired count together.
+  Positions positions(const Chunk& c, const LaneBlock& b) const {
+    const auto range = [](int64_t count, int64_t step, int64_t first_tap, int64_t last_tap, int64_t size) {
+      const int64_t begin = std::clamp<int64_t>(ceil_div(-last_tap, step), 0, count);
+      return std::pair{begin, std::clamp<int64_t>(ceil_div(size - first_tap, step), begin, count)};
+    };
+    const int64_t h = b.kernel_row * g.dilation_h - g.pad_h, w = -g.pad_w;
+    const auto cols = range(g.out_w, g.stride_w, b.first_col * g.dilation_w + w, b.last_col * g.dilation_w + w, g.in_w);
+    if (pairs && c.n1 - c.n0 == 1) return {0, g.out_h, cols.first, cols.second};
+    const auto rows = range(g.out_h, g.stride_h, h, h, g.in_h);
+    return {rows.first, rows.second, cols.first, cols.second};
+  }
+  // A chunk's pixels at these positions, and some more for the prefetch; of pairs, the first ones.
+  void list_pixels(const Chunk& whole, const Positions& at, std::vector<GradWeightPixel>& pixels) const {
+    const Chunk c = first_half(whole);
+    pixels.clear();
+    for (int64_t n = 0; n < c.n1 - c.n0; ++n)
+      for (int64_t i = std::max(at.row_begin, c.i0); i < std::min(at.row_end, c.i1); ++i)
+        for (int64_t j = at.col_begin; j < at.col_end; ++j)
+          pixels.push_back({(n * (c.i1 - c.i0) + i - c.i0) * grid.cols + j, window(n, i - c.i0, j)});
+    pixels.resize(pixels.size() + kGradWeightAhead, pixels.empty() ? GradWeightPixel{} : pixels.back());
   }
 };
 
@@ -193,7 +224,7 @@ class GradWeightTapsRun {
   void add_chunk(const typename GradWeightProblem<T>::Chunk& c, Element* copy, std::vector<int64_t>& offsets,
                  Element* sums) const {
     const Element* input = p_.prepare(c, copy);
-    p_.list_offsets(c, offsets);
+    p_.list_windows(c, offsets);
     const int64_t channels = p_.g.group_out();
     const int64_t vectors = ceil_div(channels, p_.kernel.width), blocks = ceil_div(vectors, p_.kernel.max_vectors);
     for (int64_t b = 0; b < blocks; ++b) {
@@ -233,14 +264,14 @@ class GradWeightRun {
     Element* scratch_data = scratch.mutable_data_ptr<Element>();
     parallel_for(0, panel_parts * lane_parts, 1, [&](int64_t begin, int64_t end) {
       Element* copy = scratch_data + at::get_thread_num() * (p_.copy_size() + panels_size);
-      std::vector<int64_t> offsets;
+      std::vector<GradWeightPixel> pixels;
       for (int64_t part = begin; part < end; ++part) {
         const int64_t panel = part / lane_parts, lane = part % lane_parts;
         const auto first_block = blocks_.begin() + blocks_.size() * lane / lane_parts;
         const std::vector<LaneBlock> blocks(first_block, blocks_.begin() + blocks_.size() * (lane + 1) / lane_parts);
         for (int64_t c = 0; c < p_.chunk_count(); ++c)
           add_chunk(p_.chunk(c), panel_count_ * panel / panel_parts, panel_count_ * (panel + 1) / panel_parts, blocks,
-                    copy, copy + p_.copy_size(), offsets);
+                    c > 0, copy, copy + p_.copy_size(), pixels);
       }
     });
   }
@@ -265,37 +296,43 @@ class GradWeightRun {
       for (int64_t kw = 0; kw < (merged() ? 1 : g_.kernel_w); ++kw)
         for (int64_t b = 0; b < run.count; ++b) {
           const int64_t lane = run.first_lane(b), lanes = run.first_lane(b + 1) - lane;
+          const int64_t valid = std::min(run_length() - lane, lanes);
           blocks.push_back({kh * g_.dilation_h * p_.row_stride + kw * g_.dilation_w * depth + lane,
-                            (kh * g_.kernel_w + kw) * depth + lane, std::min(run_length() - lane, lanes),
-                            static_cast<int>(lanes / run.width)});
+                            (kh * g_.kernel_w + kw) * depth + lane, valid, static_cast<int>(lanes / run.width), kh,
+                            kw + lane / depth, kw + (lane + valid - 1) / depth});
         }
     return blocks;
   }
 
   void add_chunk(const typename GradWeightProblem<T>::Chunk& c, int64_t first_panel, int64_t last_panel,
-                 const std::vector<LaneBlock>& blocks, Element* copy, Element* panels,
-                 std::vector<int64_t>& offsets) const {
-    const auto half = p_.first_half(c);
-    const int64_t pixels = p_.pixels(half);
+                 const std::vector<LaneBlock>& blocks, bool adds, Element* copy, Element* panels,
+                 std::vector<GradWeightPixel>& pixels) const {
+    const int64_t panel_size = p_.pixels(p_.first_half(c)) * panel_rows_;
     // 1. The input with its halo, and the output's gradient in panels.
     const Element* input = p_.prepare(c, copy);
     for (int64_t panel = first_panel; panel < last_panel; ++panel)
-      if (is_packed(panel)) pack_panel(c, panel * panel_rows_, panels + (panel - first_panel) * pixels * panel_rows_);
-    p_.list_offsets(half, offsets);
+      if (is_packed(panel)) pack_panel(c, panel * panel_rows_, panels + (panel - first_panel) * panel_size);
     // 2. The tiles: a block of lanes stays in cache while the panels pass.
     const int64_t row_stride = g_.kernel_h * g_.kernel_w * p_.input.depth;
-    for (const LaneBlock& block : blocks)
+    Positions listed{};
+    pixels.clear();
+    for (const LaneBlock& block : blocks) {
+      const Positions at = p_.positions(c, block);
+      if (pixels.empty() || !(at == listed)) p_.list_pixels(c, at, pixels);
+      listed = at;
       for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         const int64_t k = panel * panel_rows_;
-        const Element* grad = panels + (panel - first_panel) * pixels * panel_rows_;
+        const Element* grad = panels + (panel - first_panel) * panel_size;
         int64_t grad_stride = panel_rows_;
         if constexpr (std::is_same_v<T, Element>)
           if (!is_packed(panel)) grad = p_.grad_at(c, c.n0) + k, grad_stride = g_.out_channels;
-        p_.kernel.conv2d_grad_weight({grad, grad_stride, input + block.in_offset, offsets.data(), pixels,
+        p_.kernel.conv2d_grad_weight({grad, grad_stride, input + block.in_offset, pixels.data(),
+                                      static_cast<int64_t>(pixels.size()) - kGradWeightAhead, adds,
                                       p_.grad_weight + k * row_stride + block.out_offset, row_stride, panel_rows_,
                                       static_cast<int>(std::min<int64_t>(panel_rows_, g_.group_out() - k)),
                                       block.vectors, block.lanes});
       }
+    }
   }
 
   // Packing pays where many blocks of lanes read a panel, and is needed where its last rows are not there to read, or
@@ -363,7 +400,10 @@ GradWeightTile choose_grad_weight_tile(const KernelSet<T>& kernel, int64_t runs,
 template <typename T>
 void conv2d_grad_weight_direct(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& input,
                                at::Tensor& grad_weight) {
-  if (g.batch == 0) return;
+  if (g.batch == 0) {
+    grad_weight.zero_();
+    return;
+  }
   const int64_t group_weights = g.group_out() * g.kernel_h * g.kernel_w * g.group_in();
   for (int64_t group = 0; group < g.groups; ++group) {
     ImageView<T> view = image_view<T>(input);

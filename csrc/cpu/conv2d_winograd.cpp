@@ -254,13 +254,13 @@ class WinogradGradWeightRun {
     const auto options = at::TensorOptions().dtype(kComputeDtype<T>);
     const at::Tensor outside = zeros({std::max(input_.depth, grad_output_.depth)}, options);
     at::Tensor transformed = empty({planes * (input_plane + grad_plane)}, options);
-    at::Tensor sums = zeros({planes * sums_stride_}, options);
+    at::Tensor sums = empty({planes * sums_stride_}, options);
     Element* inputs = transformed.mutable_data_ptr<Element>();
     Element* grads = inputs + planes * input_plane;
     Element* sums_data = sums.mutable_data_ptr<Element>();
     const T* zeros_data = data_of<T>(outside);
-    std::vector<int64_t> offsets(in_block + kGradWeightAhead);
-    for (int64_t t = 0; t < in_block; ++t) offsets[t] = t * input_stride_;
+    std::vector<GradWeightPixel> pixels(in_block + kGradWeightAhead);
+    for (int64_t t = 0; t < in_block; ++t) pixels[t] = {t, t * input_stride_};
 
     for (int64_t first = 0; first < tiles; first += in_block) {
       const int64_t count = std::min(in_block, tiles - first);
@@ -285,7 +285,7 @@ class WinogradGradWeightRun {
       parallel_for(0, planes * lanes_.count, 1, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {
           const int64_t plane = task / lanes_.count, block = task % lanes_.count;
-          multiply(block, count, offsets.data(), inputs + plane * input_plane, grads + plane * grad_plane,
+          multiply(block, pixels.data(), count, first > 0, inputs + plane * input_plane, grads + plane * grad_plane,
                    sums_data + plane * sums_stride_);
         }
       });
@@ -299,11 +299,11 @@ class WinogradGradWeightRun {
   }
 
  private:
-  void multiply(int64_t block, int64_t tiles, const int64_t* offsets, const Element* inputs, const Element* grads,
-                Element* sums) const {
+  void multiply(int64_t block, const GradWeightPixel* tiles, int64_t num_tiles, bool adds, const Element* inputs,
+                const Element* grads, Element* sums) const {
     const int64_t lane = lanes_.first_lane(block), lanes = lanes_.first_lane(block + 1) - lane;
     for (int64_t k = 0; k < grad_output_.depth; k += tile_.rows)
-      product_.conv2d_grad_weight({grads + k, grad_stride_, inputs + lane, offsets, tiles,
+      product_.conv2d_grad_weight({grads + k, grad_stride_, inputs + lane, tiles, num_tiles, adds,
                                    sums + k * input_stride_ + lane, input_stride_, tile_.rows,
                                    static_cast<int>(std::min<int64_t>(tile_.rows, grad_output_.depth - k)),
                                    static_cast<int>(lanes / lanes_.width), lanes});

@@ -90,15 +90,21 @@ struct Conv2dWidenArgs {
 // 24 operations each are the latency of memory (EPYC 9004).
 constexpr int64_t kGradWeightAhead = 16;
 
-// grad_weight[k][lane] += sum over pixels p of grad_output[p][k] * input[input_offsets[p] + lane]. Where the table's
+// A pixel that counts in a weight gradient: its place in grad_output, and where its window begins.
+struct GradWeightPixel {
+  int64_t grad, input;
+};
+
+// grad_weight[k][lane] (+)= sum over pixels p of grad_output[p.grad][k] * input[p.input + lane]. Where the table's
 // conv2d_pair is 2, an element of grad_output and input is a pair of bfloat16, of two pixels, and both products count.
 template <typename T>
 struct Conv2dGradWeightArgs {
-  const T* grad_panel;  // [pixels, grad_stride]: `rows` output channels of each, those beyond valid_rows anything
+  const T* grad_panel;  // [any, grad_stride]: `rows` output channels of each, those beyond valid_rows anything
   int64_t grad_stride;
   const T* input;
-  const int64_t* input_offsets;  // [pixels + kGradWeightAhead]
-  int64_t pixels;
+  const GradWeightPixel* pixels;  // [num_pixels + kGradWeightAhead]
+  int64_t num_pixels;
+  bool adds;       // onto grad_weight, instead of replacing it
   T* grad_weight;  // [valid_rows, row_stride]
   int64_t row_stride;
   int rows;  // a panel's output channels: 4, 6, 8 or 10

@@ -18,16 +18,23 @@ void conv2d_grad_weight_chain(const Conv2dGradWeightArgs<Compute<T>>& a, int64_t
   using Reg = typename V::Reg;
   constexpr int kWidth = V::kWidth;
 
-  // 1. Sum over the pixels in registers.
+  // 1. Fetch the gradient's lines, which are needed at the end.
+#pragma GCC unroll 16
+  for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v)
+      __builtin_prefetch(a.grad_weight + m * a.row_stride + v * kWidth, /*for writing=*/1);
+
+  // 2. Sum over the pixels in registers.
   Reg acc[Rows][Vectors];
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) acc[m][v] = V::zero();
-  const Compute<T>* grad = a.grad_panel + begin * a.grad_stride;
-  for (int64_t p = begin; p < end; ++p) {
-    const Compute<T>* in = a.input + a.input_offsets[p];
-    const Compute<T>* ahead = a.input + a.input_offsets[p + kGradWeightAhead];
+  for (const GradWeightPixel *p = a.pixels + begin, *last = a.pixels + end; p < last; ++p) {
+    const Compute<T>* grad = a.grad_panel + p->grad * a.grad_stride;
+    const Compute<T>* in = a.input + p->input;
+    const Compute<T>* ahead = a.input + p[kGradWeightAhead].input;
     __builtin_prefetch(grad + kGradWeightAhead * a.grad_stride);
     Reg x[Vectors];
 #pragma GCC unroll 4
@@ -41,10 +48,10 @@ void conv2d_grad_weight_chain(const Conv2dGradWeightArgs<Compute<T>>& a, int64_t
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) acc[m][v] = V::dot(g, x[v], acc[m][v]);
     }
-    grad += a.grad_stride;
   }
 
-  // 2. Add onto the gradient.
+  // 3. Add onto the gradient, or begin it.
+  const bool adds = a.adds || begin > 0;
   const int last = static_cast<int>(a.lanes - (Vectors - 1) * kWidth);
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) {
@@ -52,20 +59,28 @@ void conv2d_grad_weight_chain(const Conv2dGradWeightArgs<Compute<T>>& a, int64_t
     Compute<T>* out = a.grad_weight + m * a.row_stride;
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
-      if (v < Vectors - 1 || last == kWidth) {
-        V::store(out + v * kWidth, V::add(V::load(out + v * kWidth), acc[m][v]));
+      const bool whole = v < Vectors - 1 || last == kWidth;
+      Reg sum = acc[m][v];
+      if (adds) sum = V::add(whole ? V::load(out + v * kWidth) : V::load_first(out + v * kWidth, last), sum);
+      if (whole) {
+        V::store(out + v * kWidth, sum);
       } else {
-        V::store_first(out + v * kWidth, V::add(V::load_first(out + v * kWidth, last), acc[m][v]), last);
+        V::store_first(out + v * kWidth, sum, last);
       }
     }
   }
 }
 
+// At least one chain, which gives zeros where no pixel counts.
 template <typename T, int Rows, int Vectors>
 void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<Compute<T>>& a) {
-  const int64_t chain = chain_pixels(a.pixels);
-  for (int64_t p = 0; p < a.pixels; p += chain)
-    conv2d_grad_weight_chain<T, Rows, Vectors>(a, p, p + chain < a.pixels ? p + chain : a.pixels);
+  const int64_t chain = chain_pixels(a.num_pixels);
+  int64_t begin = 0;
+  do {
+    const int64_t end = begin + chain < a.num_pixels ? begin + chain : a.num_pixels;
+    conv2d_grad_weight_chain<T, Rows, Vectors>(a, begin, end);
+    begin = end;
+  } while (begin < a.num_pixels);
 }
 
 template <typename T, int Rows, int Vectors>
