@@ -1,6 +1,7 @@
 // Sizes of an op as plain numbers, and the arithmetic of output sizes. Nothing here knows torch or checks input:
 // checks.h turns tensors into these structs and owns every message.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 namespace fastcnn {
@@ -39,6 +40,16 @@ struct BatchNormGeometry {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t floor_div(int64_t a, int64_t b) { return a / b - ((a % b != 0) && ((a < 0) != (b < 0))); }
+
+// The outputs of a dimension, first and one past the last, whose tap `tap` elements after their window's origin lies
+// inside the image.
+struct OutputRange {
+  int64_t begin, end;
+};
+inline OutputRange outputs_inside(int64_t out, int64_t stride, int64_t tap, int64_t in) {
+  const int64_t begin = std::clamp<int64_t>(ceil_div(-tap, stride), 0, out);
+  return {begin, std::clamp<int64_t>(ceil_div(in - tap, stride), begin, out)};
+}
 
 // floor((in + 2 pad - dilation (kernel - 1) - 1) / stride) + 1
 inline int64_t conv_out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {

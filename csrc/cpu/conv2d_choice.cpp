@@ -37,6 +37,20 @@ double paired_products(Conv2dPass pass, const Conv2dGeometry& g) {
   return static_cast<double>(ceil_div(depth, 2)) / static_cast<double>(depth);
 }
 
+// Of the pairs of an output position and a tap, the share whose input lies inside the image.
+double inside_share(const Conv2dGeometry& g) {
+  const auto share = [](int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation, int64_t in) {
+    int64_t pairs = 0;
+    for (int64_t k = 0; k < kernel; ++k) {
+      const OutputRange inside = outputs_inside(out, stride, k * dilation - pad, in);
+      pairs += inside.end - inside.begin;
+    }
+    return static_cast<double>(pairs) / static_cast<double>(std::max<int64_t>(1, out * kernel));
+  };
+  return share(g.out_h, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h, g.in_h) *
+         share(g.out_w, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w, g.in_w);
+}
+
 double estimate(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeometry& g, at::ScalarType dtype) {
   const Conv2dCounts counts = conv2d_counts(pass, algorithm, g);
   const auto& costs = kConv2dCosts[kernels().f32.width >= 16][static_cast<int>(pass)][static_cast<int>(algorithm)];
@@ -102,8 +116,9 @@ Conv2dCounts conv2d_counts(Conv2dPass pass, Conv2dAlgorithm algorithm, const Con
   if (pass == Conv2dPass::grad_weight)
     weights = std::min(depth * static_cast<double>(g.kernel_h) * padded(g.kernel_w * g.group_in()),
                        padded(g.group_out()) * taps * static_cast<double>(g.group_in()));
-  const double products = groups * images * static_cast<double>(g.out_h * g.out_w) * weights;
   const bool ours = algorithm != Conv2dAlgorithm::aten;
+  const double products =
+      groups * images * static_cast<double>(g.out_h * g.out_w) * weights * (ours ? inside_share(g) : 1);
   // A strided layer's input gradient is a problem of its own for each residue of the position modulo the stride.
   const double problems = ours ? groups * static_cast<double>(by_input ? g.stride_h * g.stride_w : 1) : 1;
   // A large packed copy comes in cold pages each time.

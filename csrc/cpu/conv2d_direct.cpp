@@ -86,25 +86,47 @@ WindowClass all_positions(const WindowGrid& grid) {
   return all;
 }
 
+// The weights in the order that the kernel reads them in, block after block of lanes.
 template <typename T>
-at::Tensor pack_weights(const GatherConv<T>& p, const LaneBlocks& blocks) {
-  const auto& kernel = kernels().of<T>();
-  const int64_t reduction = static_cast<int64_t>(p.grid.taps.size()) * ceil_div(p.image.depth, kernel.conv2d_pair);
-  at::Tensor packed = empty({std::max<int64_t>(1, blocks.padded_lanes() * reduction)}, kComputeDtype<T>);
-  auto* data = packed.mutable_data_ptr<Compute<T>>();
-  std::vector<int64_t> tap_offsets;
-  for (const Tap& t : p.grid.taps) tap_offsets.push_back(t.weight_offset);
-  const int64_t block_size = std::max<int64_t>(1, packed.numel() / std::max<int64_t>(1, blocks.count));
-  parallel_for(0, blocks.count, std::max<int64_t>(1, kPackGrain / block_size), [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t lane = blocks.first_lane(b), padded = blocks.first_lane(b + 1) - lane;
-      kernel.conv2d_pack({p.weight + lane * p.lane_stride, p.lane_stride, p.depth_stride, p.image.depth,
-                          tap_offsets.data(), static_cast<int64_t>(tap_offsets.size()),
-                          std::min(padded, p.lanes - lane), padded, data + lane * reduction, kernel.conv2d_pair == 2});
-    }
-  });
-  return packed;
-}
+class WeightPacking {
+  using Element = Compute<T>;
+
+ public:
+  WeightPacking(const GatherConv<T>& p, const LaneBlocks& blocks)
+      : p_(p),
+        blocks_(blocks),
+        kernel_(kernels().of<T>()),
+        reduction_(static_cast<int64_t>(p.grid.taps.size()) * ceil_div(p.image.depth, kernel_.conv2d_pair)) {
+    for (const Tap& t : p.grid.taps) tap_offsets_.push_back(t.weight_offset);
+  }
+
+  int64_t block_size() const {
+    return std::max<int64_t>(1, ceil_div(blocks_.vectors, blocks_.count) * blocks_.width * reduction_);
+  }
+  int64_t block_offset(int64_t block) const { return blocks_.first_lane(block) * reduction_; }
+
+  void pack_block(int64_t block, Element* packed) const {
+    const int64_t lane = blocks_.first_lane(block), padded = blocks_.first_lane(block + 1) - lane;
+    kernel_.conv2d_pack({p_.weight + lane * p_.lane_stride, p_.lane_stride, p_.depth_stride, p_.image.depth,
+                         tap_offsets_.data(), static_cast<int64_t>(tap_offsets_.size()),
+                         std::min(padded, p_.lanes - lane), padded, packed, kernel_.conv2d_pair == 2});
+  }
+  at::Tensor pack() const {
+    at::Tensor packed = empty({std::max<int64_t>(1, blocks_.padded_lanes() * reduction_)}, kComputeDtype<T>);
+    Element* data = packed.mutable_data_ptr<Element>();
+    parallel_for(0, blocks_.count, std::max<int64_t>(1, kPackGrain / block_size()), [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) pack_block(b, data + block_offset(b));
+    });
+    return packed;
+  }
+
+ private:
+  const GatherConv<T>& p_;
+  const LaneBlocks& blocks_;
+  const KernelSet<T>& kernel_;
+  int64_t reduction_;
+  std::vector<int64_t> tap_offsets_;
+};
 
 // How the output rows are cut: either several whole images a chunk, or some rows of one image.
 struct Chunks {
@@ -153,7 +175,7 @@ class DirectRun {
       : p_(without_gaps(p)),
         kernel_(kernels().of<T>()),
         blocks_(p.lanes, kernel_.width, kernel_.max_vectors),
-        packed_(pack_weights(p, blocks_)),
+        packing_(p_, blocks_),
         pair_(kernel_.conv2d_pair),
         depth_(ceil_div(p.image.depth, pair_)) {
     const WindowGrid& g = p_.grid;
@@ -175,16 +197,24 @@ class DirectRun {
     const int64_t threads = at::get_num_threads();
     // Few chunks: the threads share a chunk's lanes, each one with an input copy of its own.
     const int64_t lane_parts = std::clamp<int64_t>(ceil_div(threads, chunks_.count), 1, blocks_.count);
-    const int64_t scratch_size = copies_ ? chunks_.images * image_size_ : 0;
+    const int64_t copy_size = copies_ ? chunks_.images * image_size_ : 0;
+    // A block that one chunk alone uses is packed there, into a place that stays in cache.
+    const bool packs_once = chunks_.count == 1;
+    const int64_t scratch_size = std::max<int64_t>(1, copy_size + (packs_once ? packing_.block_size() : 0));
     at::Tensor scratch = empty({threads, scratch_size}, kComputeDtype<T>);
-    Element* scratch_data = scratch_size > 0 ? scratch.mutable_data_ptr<Element>() : nullptr;
+    Element* scratch_data = scratch.mutable_data_ptr<Element>();
+    const at::Tensor packed = packs_once ? at::Tensor() : packing_.pack();
+    const Element* packed_data = packs_once ? nullptr : packed.const_data_ptr<Element>();
     parallel_for(0, chunks_.count * lane_parts, 1, [&](int64_t begin, int64_t end) {
       Element* buffer = scratch_data + at::get_thread_num() * scratch_size;
       Pixels pixels;
       for (int64_t task = begin; task < end; ++task) {
         const Element* input = prepare(task / lane_parts, buffer, pixels);
         const int64_t part = task % lane_parts;
-        multiply(input, pixels, blocks_.count * part / lane_parts, blocks_.count * (part + 1) / lane_parts);
+        for (int64_t b = blocks_.count * part / lane_parts; b < blocks_.count * (part + 1) / lane_parts; ++b) {
+          if (packs_once) packing_.pack_block(b, buffer + copy_size);
+          multiply(input, pixels, b, packs_once ? buffer + copy_size : packed_data + packing_.block_offset(b));
+        }
       }
     });
   }
@@ -264,28 +294,24 @@ class DirectRun {
     copy_window_rows(p_.image, grid, n, i0, i1, depth_, buffer);
   }
 
-  void multiply(const Element* input, const Pixels& pixels, int64_t first_block, int64_t last_block) const {
-    const int64_t reduction = static_cast<int64_t>(p_.grid.taps.size()) * depth_;
-    const Element* packed = packed_.template const_data_ptr<Element>();
-    for (int64_t b = first_block; b < last_block; ++b) {
-      const int64_t vector = blocks_.first_vector(b), lane = vector * blocks_.width;
-      const int vectors = static_cast<int>(blocks_.first_vector(b + 1) - vector);
-      int64_t begin = 0;
-      for (size_t group = 0; group < groups_.size(); begin = pixels.group_ends[group++]) {
-        const std::vector<Conv2dSegment>& segments = groups_[group].segments;
-        kernel_.conv2d_direct({input, pixels.in_offsets.data() + begin, p_.output + lane,
-                               pixels.out_offsets.data() + begin, pixels.group_ends[group] - begin, segments.data(),
-                               static_cast<int64_t>(segments.size()), packed + lane * reduction,
-                               p_.bias != nullptr ? p_.bias + lane : nullptr, vectors,
-                               std::min<int64_t>(p_.lanes - lane, vectors * blocks_.width), p_.relu});
-      }
+  void multiply(const Element* input, const Pixels& pixels, int64_t block, const Element* packed) const {
+    const int64_t vector = blocks_.first_vector(block), lane = vector * blocks_.width;
+    const int vectors = static_cast<int>(blocks_.first_vector(block + 1) - vector);
+    int64_t begin = 0;
+    for (size_t group = 0; group < groups_.size(); begin = pixels.group_ends[group++]) {
+      const std::vector<Conv2dSegment>& segments = groups_[group].segments;
+      kernel_.conv2d_direct({input, pixels.in_offsets.data() + begin, p_.output + lane,
+                             pixels.out_offsets.data() + begin, pixels.group_ends[group] - begin, segments.data(),
+                             static_cast<int64_t>(segments.size()), packed,
+                             p_.bias != nullptr ? p_.bias + lane : nullptr, vectors,
+                             std::min<int64_t>(p_.lanes - lane, vectors * blocks_.width), p_.relu});
     }
   }
 
   const GatherConv<T> p_;
   const KernelSet<T>& kernel_;
   LaneBlocks blocks_;
-  at::Tensor packed_;
+  WeightPacking<T> packing_;
   int64_t pair_, depth_;               // neighbouring channels in an element, elements of a pixel
   bool copies_, whole_image_ = false;  // the input, as whole images without a halo
   Chunks chunks_;

@@ -17,6 +17,8 @@ namespace {
 // Bytes of a chunk, input copy and output gradient: what a second-level cache of 1 MB holds beside the tiles' results,
 // and a fraction of it where many chunks are to run side by side.
 constexpr int64_t kChunkBytes = 768 * 1024;
+// Each chunk reads and writes the whole result: where that is larger than the cache, longer chunks cost less.
+constexpr int64_t kLargeResultBytes = 1024 * 1024, kLongChunkBytes = 1536 * 1024;
 constexpr int64_t kTapsChunkBytes = 128 * 1024;
 constexpr int64_t kTapsMaxBytes = 256 * 1024;   // of the result, as every part keeps a copy
 constexpr int64_t kTapsParts = 16;              // sums that run side by side and are added in order at the end
@@ -153,15 +155,12 @@ struct GradWeightProblem {
   }
   // The positions where one of a block's taps lies inside the image. Rows that are paired count together.
   Positions positions(const Chunk& c, const LaneBlock& b) const {
-    const auto range = [](int64_t count, int64_t step, int64_t first_tap, int64_t last_tap, int64_t size) {
-      const int64_t begin = std::clamp<int64_t>(ceil_div(-last_tap, step), 0, count);
-      return std::pair{begin, std::clamp<int64_t>(ceil_div(size - first_tap, step), begin, count)};
-    };
     const int64_t h = b.kernel_row * g.dilation_h - g.pad_h, w = -g.pad_w;
-    const auto cols = range(g.out_w, g.stride_w, b.first_col * g.dilation_w + w, b.last_col * g.dilation_w + w, g.in_w);
-    if (pairs && c.n1 - c.n0 == 1) return {0, g.out_h, cols.first, cols.second};
-    const auto rows = range(g.out_h, g.stride_h, h, h, g.in_h);
-    return {rows.first, rows.second, cols.first, cols.second};
+    const OutputRange rows = outputs_inside(g.out_h, g.stride_h, h, g.in_h);
+    const int64_t col_begin = outputs_inside(g.out_w, g.stride_w, b.last_col * g.dilation_w + w, g.in_w).begin;
+    const int64_t col_end = outputs_inside(g.out_w, g.stride_w, b.first_col * g.dilation_w + w, g.in_w).end;
+    if (pairs && c.n1 - c.n0 == 1) return {0, g.out_h, col_begin, col_end};
+    return {rows.begin, rows.end, col_begin, col_end};
   }
   // A chunk's pixels at these positions, and some more for the prefetch; of pairs, the first ones.
   void list_pixels(const Chunk& whole, const Positions& at, std::vector<GradWeightPixel>& pixels) const {
@@ -249,7 +248,8 @@ class GradWeightRun {
  public:
   explicit GradWeightRun(GradWeightProblem<T>& p) : p_(p), g_(p.g) {
     choose_tile();
-    p_.choose_chunks(kChunkBytes, p.kernel.conv2d_pair == 2);
+    const int64_t result_bytes = g_.group_out() * g_.kernel_h * g_.kernel_w * p.input.depth * int64_t{sizeof(Element)};
+    p_.choose_chunks(result_bytes > kLargeResultBytes ? kLongChunkBytes : kChunkBytes, p.kernel.conv2d_pair == 2);
   }
 
   int64_t cost() const { return cost_ / p_.kernel.conv2d_pair; }  // for one pixel
