@@ -47,7 +47,7 @@ def _id(value: Any) -> str:
     return str(value).replace(" ", "_")
 
 
-def _backward_cases() -> list[tuple[Layer, str]]:
+def backward_cases() -> list[tuple[Layer, str]]:
     cases = []
     for layer in distinct_layers():
         if layer.op == "conv2d":
@@ -104,7 +104,7 @@ def _backward_of(
     return lambda: torch.autograd.grad(output, wanted, grad, retain_graph=True)
 
 
-@pytest.mark.parametrize(("layer", "direction"), _backward_cases(), ids=_id)
+@pytest.mark.parametrize(("layer", "direction"), backward_cases(), ids=_id)
 def test_backward(benchmark: Any, layer: Layer, direction: str, batch: int, threads: int, budget: float) -> None:
     tensors, nhwc = layer.tensors(batch), torch.channels_last
     learned = [i for i in LEARNED[direction] if i < len(tensors)]
