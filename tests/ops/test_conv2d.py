@@ -103,16 +103,46 @@ def test_conv2d_gradients(name: str, dtype: torch.dtype, layout: str) -> None:
         assert relative_error(g, w) <= tolerance(terms, dtype)
 
 
-@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(
+    ("dtype", "least", "scale"),
+    [
+        (torch.bfloat16, 1, 0),
+        (torch.bfloat16, 2 - 2**-1, 127),  # up to the largest numbers, and beyond, to infinity
+        (torch.float16, 1, 0),
+        (torch.float16, 2 - 2**-4, 15),
+        (torch.float16, 1, -20),  # among the subnormal numbers
+    ],
+)
 @pytest.mark.parametrize("lanes", [2, 40])  # the kernels for few output channels, and for many
-def test_conv2d_half_types_round_once_to_nearest_even(lanes: int, dtype: torch.dtype) -> None:
+def test_conv2d_half_types_round_once_to_nearest_even(lanes: int, dtype: torch.dtype, least: float, scale: int) -> None:
     # Sums of a number and fractions of its last place, ties among them, which float32 holds exactly.
-    high = 1 + torch.arange(64, dtype=torch.float64) * torch.finfo(dtype).eps
+    high = least + torch.arange(64, dtype=torch.float64) * torch.finfo(dtype).eps
     low = torch.arange(-32, 32, dtype=torch.float64) * torch.finfo(dtype).eps / 16
     input = torch.stack(torch.meshgrid(high, low, indexing="ij")).unsqueeze(0).to(dtype)
-    output = conv2d(input, torch.ones(lanes, 2, 1, 1, dtype=dtype))
-    wanted = input.double().sum(1, keepdim=True).to(dtype).expand_as(output)
+    output = conv2d(input, torch.full((lanes, 2, 1, 1), 2.0**scale, dtype=dtype))
+    wanted = (input.double().sum(1, keepdim=True) * 2.0**scale).to(dtype).expand_as(output)
     assert torch.equal(output, wanted)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("strides", [(510, 1, 102, 17), (546, 1, 109, 18), (541, 1, 108, 18)], ids=["w", "h", "n"])
+def test_conv2d_half_types_of_odd_strides_have_torchs_values_and_gradients(
+    strides: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    # Channels lie together, as in a part of a larger image, and a pixel, a row or an image begins in mid-pair.
+    drawn = torch.randn(1200, generator=torch.Generator().manual_seed(4), dtype=torch.float64).to(dtype)
+    image = drawn.as_strided((2, 16, 5, 6), strides)
+    weight = drawn[-256:].view(16, 16, 1, 1)
+    exact = [image.double().requires_grad_(), weight.double().requires_grad_()]
+    expected = F.conv2d(*exact)
+    wanted = torch.autograd.grad(expected, exact, image.double())
+    with fastcnn.backends.fallback(False):
+        output = conv2d(image, weight)
+        geometry = ([1, 1], [0, 0], [1, 1], 1)
+        got = torch.ops.fastcnn.conv2d_backward(image, image, weight, *geometry, [True, True, False])
+    assert relative_error(output, expected.detach()) <= tolerance(16, dtype)
+    for g, w, terms in zip(got, wanted, (16, 60), strict=False):
+        assert relative_error(g, w) <= tolerance(terms, dtype)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
