@@ -16,7 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastcnn")
     group.addoption("--batches", default="1,8,32", help="batch sizes, by commas (default: %(default)s)")
     group.addoption("--threads", default="1,2", help="numbers of threads, by commas (default: %(default)s)")
-    group.addoption("--budget", default=1.0, type=float, help="seconds to time a layer for (default: %(default)s)")
+    group.addoption("--budget", default=0.5, type=float, help="seconds to time a layer for (default: %(default)s)")
     group.addoption("--compile", action="store_true", help="measure torch.compile of the whole networks as well")
     group.addoption(
         "--targets",
