@@ -45,10 +45,10 @@ def test_conv2d_half_types_round_once_to_nearest_even(lanes: int, dtype: torch.d
 def test_conv2d_half_types_of_odd_strides_have_torchs_values_and_gradients(
     strides: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    # Channels lie together, as in a part of a larger image, and a pixel, a row or an image begins in mid-pair.
+    # Channels lie together, as in a part of a larger image; pixels, rows, images and weights' rows begin in mid-pair.
     drawn = torch.randn(1200, generator=torch.Generator().manual_seed(4), dtype=torch.float64).to(dtype)
     image = drawn.as_strided((2, 16, 5, 6), strides)
-    weight = drawn[-256:].view(16, 16, 1, 1)
+    weight = drawn[900:].as_strided((16, 16, 1, 1), (17, 1, 17, 17))
     exact = [image.double().requires_grad_(), weight.double().requires_grad_()]
     expected = F.conv2d(*exact)
     wanted = torch.autograd.grad(expected, exact, image.double())
