@@ -1,4 +1,4 @@
-"""Options of the benchmarks, and the table of ratios at their end."""
+"""Options of the benchmarks, the selection that answers the targets, and the tables at their end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import report
+import targets
 import torch
 
 MACHINE = pytest.StashKey[dict[str, Any]]()
@@ -13,16 +14,52 @@ MACHINE = pytest.StashKey[dict[str, Any]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastcnn")
-    group.addoption("--batches", default="1,32", help="batch sizes, by commas (default: %(default)s)")
+    group.addoption("--batches", default="1,8,32", help="batch sizes, by commas (default: %(default)s)")
     group.addoption("--threads", default="1,2", help="numbers of threads, by commas (default: %(default)s)")
+    group.addoption("--budget", default=0.5, type=float, help="seconds to time a layer for (default: %(default)s)")
     group.addoption("--compile", action="store_true", help="measure torch.compile of the whole networks as well")
+    group.addoption(
+        "--targets",
+        action="store_true",
+        help="measure a few layers for each target only, and the networks at batch 32, with torch.compile",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for name, option in (("batch", "--batches"), ("threads", "--threads")):
+    for name in ("batch", "threads"):
         if name in metafunc.fixturenames:
-            values = [int(v) for v in str(metafunc.config.getoption(option)).split(",")]
+            values = _numbers(metafunc.config, "--batches" if name == "batch" else "--threads")
             metafunc.parametrize(name, values, ids=[f"{name}{v}" for v in values])
+
+
+def _numbers(config: pytest.Config, option: str) -> list[int]:
+    return [int(v) for v in str(config.getoption(option)).split(",")]
+
+
+def _case(item: pytest.Item) -> targets.Row:
+    """What is known of a benchmark's row before it ran, but for the number of threads."""
+    params = item.callspec.params  # type: ignore[attr-defined]
+    case = {"pass": params["direction"], "batch": params["batch"]}
+    if "layer" not in params:
+        return {**case, "network": params["network"]}
+    layer, batch = params["layer"], params["batch"]
+    elements = batch * layer.channels * layer.height * layer.width
+    return {**case, **layer.fields(), "flop": layer.flop(batch), "elements": elements}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--targets"):
+        return
+    cases = [_case(item) for item in items]
+    most = max(_numbers(config, "--threads"))
+    selected = targets.selected(cases)
+    kept, left = [], []
+    for item, case in zip(items, cases, strict=True):
+        # Memory does not depend on the number of threads.
+        once = case["pass"] != "peak memory" or item.callspec.params["threads"] == most  # type: ignore[attr-defined]
+        (kept if once and case in selected else left).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
 
 
 @pytest.fixture(autouse=True)
@@ -37,16 +74,21 @@ def _threads(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def compiled(request: pytest.FixtureRequest) -> bool:
     """Whether torch.compile is among the rivals of a whole network."""
-    return bool(request.config.getoption("--compile"))
+    return any(bool(request.config.getoption(option)) for option in ("--compile", "--targets"))
+
+
+@pytest.fixture
+def budget(request: pytest.FixtureRequest) -> float:
+    """Seconds to time a layer for."""
+    return float(request.config.getoption("--budget"))
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    threads = [int(v) for v in str(config.getoption("--threads")).split(",")]
-    machine_info["fastcnn"] = config.stash[MACHINE] = report.describe_machine(threads)
+    machine_info["fastcnn"] = config.stash[MACHINE] = report.describe_machine(_numbers(config, "--threads"))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     session = getattr(config, "_benchmarksession", None)
-    rows = [b.extra_info for b in session.benchmarks if b.extra_info.get("ratio")] if session else []
+    rows = [b.extra_info for b in session.benchmarks if "pass" in b.extra_info] if session else []
     if rows:
-        report.print_table(rows, config.stash[MACHINE])
+        report.print_tables(rows, config.stash[MACHINE])

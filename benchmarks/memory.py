@@ -13,6 +13,7 @@ everything.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -21,8 +22,7 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 import typer
-from layers import NETWORKS
-from test_networks import ARGUMENTS
+from layers import ARGUMENTS, NETWORKS
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -75,7 +75,9 @@ def measure(name: str, layers: str, batch: int, threads: int) -> dict[str, float
 def measure_apart(name: str, layers: str, batch: int, threads: int) -> dict[str, float]:
     """`measure` in a process of its own, whose resident memory nobody has raised before."""
     command = [sys.executable, __file__, name, "--layers", layers, "--batch", str(batch), "--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # The script finds its neighbours in its own folder, which a safe path leaves out.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 

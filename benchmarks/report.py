@@ -1,7 +1,7 @@
 """Turns what the benchmarks wrote into a page that anyone can read: python benchmarks/report.py benchmark.json
 
-Writes docs/benchmarks/<cpu>/: report.md with the table, ratios.png and roofline.png, and index.html, which holds all
-of it in one file.
+Writes docs/benchmarks/<cpu>/: report.md with the tables, the targets (benchmarks/targets.py) first, ratios.png and
+roofline.png, and index.html, which holds all of it in one file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import re
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import targets
 import torch
 import typer
 from matplotlib import pyplot as plt
@@ -29,8 +31,17 @@ from fastcnn.cli.running import cpu_name
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
 COPY_BYTES = 256 * 1024 * 1024
-COLUMNS = ("network", "layer", "input", "pass", "batch", "threads", "ms", "channels_last", "NCHW", "ratio", "% of peak",
-           "kernels")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Page:
+    """A titled table of the report; the first `words` columns are words, the others figures."""
+
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    words: int
+    rows: list[list[str]]
 
 
 def describe_machine(threads: list[int]) -> dict[str, Any]:
@@ -52,6 +63,8 @@ def describe_machine(threads: list[int]) -> dict[str, Any]:
             "torch_threads": torch.get_num_threads(),
         }
     torch.set_num_threads(before)
+    by_make = ("benchmarks", "--benchmark-")
+    arguments = " ".join(argument for argument in sys.argv[1:] if not argument.startswith(by_make))
     return {
         "cpu": cpu_name(),
         "capability": library.fastcnn_cpu_capability().decode(),
@@ -59,7 +72,7 @@ def describe_machine(threads: list[int]) -> dict[str, Any]:
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "float32_precision": torch.get_float32_matmul_precision(),
         "peaks": peaks,
-        "command": "make bench " + " ".join(sys.argv[1:]),
+        "command": " ".join(["make bench", *([f'BENCH_ARGS="{arguments}"'] if arguments else [])]),
     }
 
 
@@ -73,13 +86,71 @@ def _percent_of_peak(row: dict[str, Any], machine: dict[str, Any]) -> str:
     return f"{100 * row['bytes'] / seconds / 1e9 / peak['copy_gbs']:.0f} copy"
 
 
-def _cells(row: dict[str, Any], machine: dict[str, Any]) -> list[str]:
-    ms = row["ms"]
-    return [
-        row["network"], row["layer"], row["input"], row["pass"], str(row["batch"]), str(row["threads"]),
-        f"{ms['fastcnn']:.3f}", f"{ms['torch channels_last']:.3f}", f"{ms['torch NCHW']:.3f}", f"{row['ratio']:.2f}",
-        _percent_of_peak(row, machine), row.get("kernels", ""),
+def _targets(rows: list[dict[str, Any]]) -> Page:
+    lines = [
+        [
+            r.target.name, r.worst_row, str(r.threads), str(r.rows), str(r.reached), f"{r.mean:.2f}", f"{r.worst:.2f}",
+            f"{'at most ' if r.target.at_most else ''}{r.target.bound}{' (mean)' if r.target.of_mean else ''}",
+            "met" if r.met else "**missed**",
+        ]
+        for r in targets.results(rows)
     ]  # fmt: skip
+    note = (
+        "Time of torch channels_last over fastcnn's (training steps: of the fastest of torch's three); memory: "
+        "fastcnn's over torch's. A target is met if the worst row reaches it; `reach it` says how many rows do."
+    )
+    columns = ("target", "worst in", "threads", "rows", "reach it", "mean", "worst", "target is", "")
+    return Page("Targets", note, columns, 2, lines)
+
+
+def _training(rows: list[dict[str, Any]]) -> Page:
+    names = ("fastcnn", "torch NCHW", "torch channels_last", "torch.compile")
+    lines = []
+    for row in (r for r in rows if r["pass"] == "training step"):
+        ms = [f"{row['ms'][name]:.1f}" if name in row["ms"] else "" for name in names]
+        ratios = [f"{row['ratio']:.2f}", f"{row['ratio_best']:.2f}"]
+        lines.append([row["network"], row["best"], str(row["batch"]), str(row["threads"]), *ms, *ratios])
+    columns = ("network", "best of torch", "batch", "threads", *(f"{name}, ms" for name in names),
+               "ratio to channels_last", "to the best")  # fmt: skip
+    return Page("Training steps", "Forward, loss, backward and SGD, in ms.", columns, 2, lines)
+
+
+def _memory(rows: list[dict[str, Any]]) -> Page:
+    lines = [
+        [row["network"], str(row["batch"]), str(row["threads"]), *(f"{mb:.1f}" for mb in row["MB"].values()),
+         f"{row['of_memory']:.2f}"]
+        for row in rows if row["pass"] == "peak memory"
+    ]  # fmt: skip
+    columns = ("network", "batch", "threads", "fastcnn, MB", "torch channels_last, MB", "ratio")
+    note = "Peak of a training step as torch's profiler counts it (benchmarks/memory.py)."
+    return Page("Peak memory", note, columns, 1, lines)
+
+
+def _layers(rows: list[dict[str, Any]], machine: dict[str, Any]) -> Page:
+    lines = []
+    for row in (r for r in rows if "op" in r):
+        ms = row["ms"]
+        low, high = row["ratio_quartiles"]
+        lines.append(
+            [
+                row["network"], row["layer"], row["pass"], row["kernels"], row["input"], str(row["batch"]),
+                str(row["threads"]), f"{ms['fastcnn']:.3f}", f"{ms['torch channels_last']:.3f}",
+                f"{ms['torch NCHW']:.3f}", f"{row['ratio']:.2f}", f"{low:.2f}-{high:.2f}", f"{row['ratio_rule']:.2f}",
+                _percent_of_peak(row, machine),
+            ]
+        )  # fmt: skip
+    columns = ("network", "layer", "pass", "kernels", "input", "batch", "threads", "ms", "channels_last, ms",
+               "NCHW, ms", "ratio", "quartiles", "by rule", "% of peak")  # fmt: skip
+    note = (
+        "Medians of interleaved blocks; ratio: torch channels_last over fastcnn, fallback off, and by the default rule."
+    )
+    return Page("Layers", note, columns, 4, lines)
+
+
+def pages(rows: list[dict[str, Any]], machine: dict[str, Any]) -> list[Page]:
+    """The tables that have rows."""
+    found = [_targets(rows), _training(rows), _memory(rows), _layers(rows, machine)]
+    return [page for page in found if page.rows]
 
 
 def _headline(machine: dict[str, Any]) -> str:
@@ -90,13 +161,13 @@ def _headline(machine: dict[str, Any]) -> str:
     return (
         f"{machine['cpu']}, fastcnn kernels {machine['capability']}, torch {machine['torch']} "
         f"({machine['torch_capability']}), float32 at precision {machine['float32_precision']}, input and weights "
-        f"channels_last, fallback off. Measured in the same run: {peaks}."
+        f"channels_last, fallback off if not said otherwise. Measured in the same run: {peaks}."
     )
 
 
 def _summary(rows: list[dict[str, Any]]) -> list[str]:
     groups: dict[tuple[str, int, int], list[float]] = {}
-    for row in rows:
+    for row in (r for r in rows if "ratio" in r):
         groups.setdefault((row["pass"], row["batch"], row["threads"]), []).append(row["ratio"])
     return [
         f"{name}, batch {batch}, {threads} threads: {len(ratios)} layers, geometric mean "
@@ -106,16 +177,16 @@ def _summary(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def print_table(rows: list[dict[str, Any]], machine: dict[str, Any]) -> None:
-    """The table of ratios: time of torch channels_last over time of fastcnn."""
-    table = Table(title="medians, interleaved; ratio: torch channels_last over fastcnn, above 1 fastcnn is faster")
-    for column in COLUMNS:
-        left = column in ("network", "layer", "pass", "kernels")
-        table.add_column(column, justify="left" if left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*_cells(row, machine))
+def print_tables(rows: list[dict[str, Any]], machine: dict[str, Any]) -> None:
+    """The report's tables and summary on the terminal."""
     console = Console(width=190)
-    console.print(table)
+    for page in reversed(pages(rows, machine)):  # the targets last, where one looks
+        table = Table(title=page.title, caption=page.note)
+        for place, column in enumerate(page.columns):
+            table.add_column(column, justify="left" if place < page.words else "right")
+        for row in page.rows:
+            table.add_row(*row)
+        console.print(table)
     for line in [*_summary(rows), _headline(machine)]:
         console.print(line)
 
@@ -154,33 +225,48 @@ def _plot_roofline(rows: list[dict[str, Any]], machine: dict[str, Any], path: Pa
     plt.close(figure)
 
 
+def _markdown(page: Page) -> list[str]:
+    rule = "|" + "---|" * page.words + "---:|" * (len(page.columns) - page.words)
+    rows = ["| " + " | ".join(row) + " |" for row in (page.columns, *page.rows)]
+    return ["", f"## {page.title}", "", page.note, "", rows[0], rule, *rows[1:]]
+
+
+def _html(page: Page) -> list[str]:
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell.replace('**', ''))}</td>" for cell in row) + "</tr>\n"
+        for row in page.rows
+    )
+    head = "<tr>" + "".join(f"<th>{html.escape(column)}</th>" for column in page.columns) + "</tr>\n"
+    return [f"<h2>{page.title}</h2><p>{html.escape(page.note)}</p>", f"<table>{head}{rows}</table>"]
+
+
 def write(rows: list[dict[str, Any]], machine: dict[str, Any], folder: Path) -> None:
     """Writes the report's files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    layers = [r for r in rows if r["pass"] != "training step"]
+    layers = [r for r in rows if "op" in r]
     charts = []
     if layers:
         _plot_ratios(layers, folder / "ratios.png")
         _plot_roofline(layers, machine, folder / "roofline.png")
         charts = ["ratios.png", "roofline.png"]
-    cells = [_cells(row, machine) for row in rows]
-    summary = _summary(rows)
-    text = [f"# {machine['cpu']}, {machine['capability']}", "", _headline(machine), "", f"`{machine['command']}`", ""]
-    text += [f"- {line}" for line in summary] + [""] + [f"![{chart}]({chart})" for chart in charts] + [""]
-    text += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    text += ["| " + " | ".join(row) + " |" for row in cells]
-    (folder / "report.md").write_text("\n".join(text) + "\n")
+    title, summary, found = f"{machine['cpu']}, {machine['capability']}", _summary(rows), pages(rows, machine)
+    *tables, last = found  # the layers' table is long: the charts come before it
+    text = [f"# {title}", "", _headline(machine), "", f"`{machine['command']}`"]
+    for page in tables:
+        text += _markdown(page)
+    text += ["", *(f"- {line}" for line in summary), "", *(f"![{chart}]({chart})" for chart in charts)]
+    (folder / "report.md").write_text("\n".join([*text, *_markdown(last)]) + "\n")
     images = [base64.b64encode((folder / chart).read_bytes()).decode() for chart in charts]
-    page = ["<!doctype html><meta charset='utf-8'><title>fastcnn benchmarks</title>",
-            "<style>body{font-family:sans-serif;margin:2em}td,th{padding:2px 8px;text-align:right}"
-            "tr:nth-child(even){background:#f3f3f3}</style>",
-            f"<h1>{html.escape(text[0][2:])}</h1><p>{html.escape(_headline(machine))}</p>",
-            f"<p><code>{html.escape(machine['command'])}</code></p>",
-            "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in summary) + "</ul>",
-            *(f"<img src='data:image/png;base64,{image}'>" for image in images),
-            "<table><tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in COLUMNS) + "</tr>"]  # fmt: skip
-    page += ["<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in cells]
-    (folder / "index.html").write_text("\n".join([*page, "</table>"]) + "\n")
+    content = ["<!doctype html><meta charset='utf-8'><title>fastcnn benchmarks</title>",
+               "<style>body{font-family:sans-serif;margin:2em}td,th{padding:2px 8px;text-align:right}"
+               "tr:nth-child(even){background:#f3f3f3}</style>",
+               f"<h1>{html.escape(title)}</h1><p>{html.escape(_headline(machine))}</p>",
+               f"<p><code>{html.escape(machine['command'])}</code></p>"]  # fmt: skip
+    for page in tables:
+        content += _html(page)
+    content += ["<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in summary) + "</ul>",
+                *(f"<img src='data:image/png;base64,{image}'>" for image in images)]  # fmt: skip
+    (folder / "index.html").write_text("\n".join([*content, *_html(last)]) + "\n")
 
 
 def main(measured: Path, out: Path = DOCS) -> None:
@@ -188,7 +274,7 @@ def main(measured: Path, out: Path = DOCS) -> None:
     mpl.use("Agg")
     data = json.loads(measured.read_text())
     machine = data["machine_info"]["fastcnn"]
-    rows = [b["extra_info"] for b in data["benchmarks"] if b["extra_info"].get("ratio")]
+    rows = [b["extra_info"] for b in data["benchmarks"] if "pass" in b["extra_info"]]
     name = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['capability']}".lower()).strip("-")
     write(rows, machine, out / name)
     print(f"wrote {out / name}")

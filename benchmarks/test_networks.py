@@ -1,5 +1,5 @@
 """A training step of each of the seven networks: the loss checked, then timed in turn with the torch.nn twin's, in both
-layouts and compiled."""
+layouts and compiled; and its peak memory."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import memory
 import pytest
 import torch
 import torch.nn.functional as F
-from layers import NETWORKS
+from layers import ARGUMENTS, NETWORKS
 from timing import Interleaved
 from torch import nn
 
 import fastcnn
 from fastcnn import models
-
-ARGUMENTS = {"vgg11": {"width_divisor": 4}}  # the textbook's recipe
 
 
 def _step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], float]:
@@ -33,8 +32,23 @@ def _step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Calla
     return step
 
 
+def _fields(network: str, direction: str, batch: int, threads: int) -> dict[str, Any]:
+    size = models.REGISTRY[network].input_size
+    return {
+        "network": network,
+        "layer": "whole network",
+        "input": f"1x{size}x{size}",
+        "pass": direction,
+        "batch": batch,
+        "threads": threads,
+    }
+
+
 @pytest.mark.parametrize("network", NETWORKS)
-def test_training_step(benchmark: Any, network: str, batch: int, threads: int, compiled: bool) -> None:
+@pytest.mark.parametrize("direction", ["training step"], ids=["training_step"])
+def test_training_step(
+    benchmark: Any, network: str, direction: str, batch: int, threads: int, compiled: bool, budget: float
+) -> None:
     info = models.REGISTRY[network]
     torch.manual_seed(0)
     twins = {name: info.build(layers=name, **ARGUMENTS.get(network, {})) for name in ("fastcnn", "torch")}
@@ -46,6 +60,7 @@ def test_training_step(benchmark: Any, network: str, batch: int, threads: int, c
         "torch NCHW": copy.deepcopy(twins["torch"]),
     }
     if compiled:
+        torch._dynamo.reset()  # what was compiled for another number of threads
         models_of["torch.compile"] = torch.compile(copy.deepcopy(twins["torch"]).to(memory_format=nhwc))
     images = torch.randn(batch, 1, info.input_size, info.input_size).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (batch,))
@@ -58,14 +73,16 @@ def test_training_step(benchmark: Any, network: str, batch: int, threads: int, c
             # torch.compile's dropout draws other numbers.
             if name != "torch.compile":
                 assert losses["fastcnn"] == pytest.approx(losses[name], rel=1e-3), "nothing was timed"
-        Interleaved(steps.pop("fastcnn"), steps).run(benchmark)
+        Interleaved(steps.pop("fastcnn"), steps, budget).run(benchmark)
+    benchmark.extra_info.update(_fields(network, direction, batch, threads))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("direction", ["peak memory"], ids=["peak_memory"])
+def test_peak_memory(benchmark: Any, network: str, direction: str, batch: int, threads: int) -> None:
+    theirs = memory.measure_apart(network, "torch", batch, threads)
+    ours = benchmark.pedantic(memory.measure_apart, args=(network, "fastcnn", batch, threads), rounds=1)
+    megabytes = {"fastcnn": ours["peak"], "torch channels_last": theirs["peak"]}
     benchmark.extra_info.update(
-        {
-            "network": network,
-            "layer": "whole network",
-            "input": f"1x{info.input_size}x{info.input_size}",
-            "pass": "training step",
-            "batch": batch,
-            "threads": threads,
-        }
+        {**_fields(network, direction, batch, threads), "MB": megabytes, "of_memory": ours["peak"] / theirs["peak"]}
     )

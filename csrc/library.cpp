@@ -47,13 +47,19 @@ TORCH_LIBRARY(fastcnn, m) {
   m.def(
       "dense_block_train(Tensor input, Tensor[] parameters, float[] eps) -> (Tensor features, Tensor mean, Tensor "
       "var)");
+  m.def(
+      "_dense_block_train_traced(Tensor input, Tensor[] parameters, float[] eps) -> (Tensor features, Tensor mean, "
+      "Tensor var, Tensor switches)");
   m.def("dense_block_infer(Tensor input, Tensor[] statistics, Tensor[] parameters, float[] eps) -> Tensor");
   m.def(
+      "_dense_block_infer_traced(Tensor input, Tensor[] statistics, Tensor[] parameters, float[] eps) -> "
+      "(Tensor features, Tensor switches)");
+  m.def(
       "dense_block_train_backward(Tensor grad_output, Tensor features, Tensor[] statistics, Tensor[] parameters, "
-      "float[] eps, bool[] output_mask) -> Tensor[]");
+      "float[] eps, bool[] output_mask, Tensor? switches=None) -> Tensor[]");
   m.def(
       "dense_block_infer_backward(Tensor grad_output, Tensor features, Tensor[] statistics, Tensor[] parameters, "
-      "float[] eps, bool[] output_mask) -> Tensor[]");
+      "float[] eps, bool[] output_mask, Tensor? switches=None) -> Tensor[]");
   // Of a ReLU's output, one bit an element, set where the gradient passes: [rows, ceil(channels / 8)], the rows in NHWC
   // order.
   m.def("_relu_mask(Tensor output) -> Tensor");

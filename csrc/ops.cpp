@@ -103,20 +103,33 @@ std::tuple<Tensor, Tensor, Tensor> dense_block_train(const Tensor& input, at::Te
   FASTCNN_CALL(dense_block_train, input, parameters, eps);
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> _dense_block_train_traced(const Tensor& input, at::TensorList parameters,
+                                                                     at::ArrayRef<double> eps) {
+  FASTCNN_CALL(_dense_block_train_traced, input, parameters, eps);
+}
+
 Tensor dense_block_infer(const Tensor& input, at::TensorList statistics, at::TensorList parameters,
                          at::ArrayRef<double> eps) {
   FASTCNN_CALL(dense_block_infer, input, statistics, parameters, eps);
 }
 
+std::tuple<Tensor, Tensor> _dense_block_infer_traced(const Tensor& input, at::TensorList statistics,
+                                                     at::TensorList parameters, at::ArrayRef<double> eps) {
+  FASTCNN_CALL(_dense_block_infer_traced, input, statistics, parameters, eps);
+}
+
 std::vector<Tensor> dense_block_train_backward(const Tensor& grad_output, const Tensor& features,
                                                at::TensorList statistics, at::TensorList parameters,
-                                               at::ArrayRef<double> eps, c10::List<bool> output_mask) {
-  FASTCNN_CALL(dense_block_train_backward, grad_output, features, statistics, parameters, eps, output_mask);
+                                               at::ArrayRef<double> eps, c10::List<bool> output_mask,
+                                               const OptionalTensor& switches) {
+  FASTCNN_CALL(dense_block_train_backward, grad_output, features, statistics, parameters, eps, output_mask, switches);
 }
+
 std::vector<Tensor> dense_block_infer_backward(const Tensor& grad_output, const Tensor& features,
                                                at::TensorList statistics, at::TensorList parameters,
-                                               at::ArrayRef<double> eps, c10::List<bool> output_mask) {
-  FASTCNN_CALL(dense_block_infer_backward, grad_output, features, statistics, parameters, eps, output_mask);
+                                               at::ArrayRef<double> eps, c10::List<bool> output_mask,
+                                               const OptionalTensor& switches) {
+  FASTCNN_CALL(dense_block_infer_backward, grad_output, features, statistics, parameters, eps, output_mask, switches);
 }
 
 // --- pooling ---

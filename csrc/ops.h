@@ -70,16 +70,20 @@ Tensor _relu_mask(const Tensor& output);
 
 std::tuple<Tensor, Tensor, Tensor> dense_block_train(const Tensor& input, at::TensorList parameters,
                                                      at::ArrayRef<double> eps);
-
+std::tuple<Tensor, Tensor, Tensor, Tensor> _dense_block_train_traced(const Tensor& input, at::TensorList parameters,
+                                                                     at::ArrayRef<double> eps);
 Tensor dense_block_infer(const Tensor& input, at::TensorList statistics, at::TensorList parameters,
                          at::ArrayRef<double> eps);
-
+std::tuple<Tensor, Tensor> _dense_block_infer_traced(const Tensor& input, at::TensorList statistics,
+                                                     at::TensorList parameters, at::ArrayRef<double> eps);
 std::vector<Tensor> dense_block_train_backward(const Tensor& grad_output, const Tensor& features,
                                                at::TensorList statistics, at::TensorList parameters,
-                                               at::ArrayRef<double> eps, c10::List<bool> output_mask);
+                                               at::ArrayRef<double> eps, c10::List<bool> output_mask,
+                                               const OptionalTensor& switches);
 std::vector<Tensor> dense_block_infer_backward(const Tensor& grad_output, const Tensor& features,
                                                at::TensorList statistics, at::TensorList parameters,
-                                               at::ArrayRef<double> eps, c10::List<bool> output_mask);
+                                               at::ArrayRef<double> eps, c10::List<bool> output_mask,
+                                               const OptionalTensor& switches);
 
 // --- pooling: `offsets` say which tap of a window won, see library.cpp ---
 

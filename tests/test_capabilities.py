@@ -12,7 +12,7 @@ import pytest
 from fastcnn import _library
 
 LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16")
-TESTS = "values or gradients or nan or threads"
+TESTS = "values or gradients or nan or threads or half"
 
 
 def available() -> str:

@@ -29,22 +29,30 @@ class DenseBlockFunction : public torch::autograd::Function<DenseBlockFunction> 
                                const std::vector<double>& eps) {
     at::AutoDispatchBelowADInplaceOrView below;
     const bool training = statistics.empty();
-    variable_list results, saved(parameters.begin(), parameters.end());
+    variable_list saved(parameters.begin(), parameters.end());
+    Tensor features, mean, var, switches;
     if (training) {
-      auto [features, mean, var] = ops::dense_block_train(input, parameters, eps);
-      results = {features, mean, var};
+      if (is_traced(input)) {
+        std::tie(features, mean, var, switches) = ops::_dense_block_train_traced(input, parameters, eps);
+      } else {
+        std::tie(features, mean, var) = ops::dense_block_train(input, parameters, eps);
+      }
       ctx->mark_non_differentiable({mean, var});
       saved.insert(saved.end(), {mean, var});
     } else {
-      results = {ops::dense_block_infer(input, statistics, parameters, eps)};
+      if (is_traced(input)) {
+        std::tie(features, switches) = ops::_dense_block_infer_traced(input, statistics, parameters, eps);
+      } else {
+        features = ops::dense_block_infer(input, statistics, parameters, eps);
+      }
       saved.insert(saved.end(), statistics.begin(), statistics.end());
     }
-    saved.push_back(results[0]);
+    saved.insert(saved.end(), {features, switches});
     save_switches(ctx);
     ctx->saved_data["training"] = training;
     ctx->saved_data["eps"] = eps;
     ctx->save_for_backward(saved);
-    return results;
+    return training ? variable_list{features, mean, var} : variable_list{features};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -52,15 +60,15 @@ class DenseBlockFunction : public torch::autograd::Function<DenseBlockFunction> 
     const auto saved = ctx->get_saved_variables();
     const bool training = ctx->saved_data["training"].toBool();
     const auto eps = ctx->saved_data["eps"].toDoubleVector();
-    const size_t parameters = 4 * eps.size(), statistics = saved.size() - 1 - parameters;
+    const size_t parameters = 4 * eps.size(), statistics = saved.size() - 2 - parameters;
     variable_list result(1 + parameters + (training ? 0 : statistics) + 1);
     if (!grads[0].defined()) return result;
     c10::List<bool> mask;
     for (size_t i = 0; i <= parameters; ++i) mask.push_back(ctx->needs_input_grad(i));
     const auto op = training ? &ops::dense_block_train_backward : &ops::dense_block_infer_backward;
     const TensorList all(saved);
-    const auto gradients =
-        op(grads[0], saved.back(), all.slice(parameters, statistics), all.slice(0, parameters), eps, mask);
+    const auto gradients = op(grads[0], saved[parameters + statistics], all.slice(parameters, statistics),
+                              all.slice(0, parameters), eps, mask, optional(saved.back()));
     for (size_t i = 0; i <= parameters; ++i)
       if (mask[i]) result[i] = gradients[i];
     return result;
@@ -74,10 +82,10 @@ class DenseBlockBackwardFunction : public torch::autograd::Function<DenseBlockBa
 
   static variable_list forward(AutogradContext*, const Tensor& grad_output, const Tensor& features,
                                TensorList parameters, TensorList statistics, const std::vector<double>& eps,
-                               const c10::List<bool>& mask, bool training) {
+                               const c10::List<bool>& mask, bool training, const OptionalTensor& switches) {
     at::AutoDispatchBelowADInplaceOrView below;
     const auto op = training ? &ops::dense_block_train_backward : &ops::dense_block_infer_backward;
-    return op(grad_output, features, statistics, parameters, eps, mask);
+    return op(grad_output, features, statistics, parameters, eps, mask, switches);
   }
 
   static variable_list backward(AutogradContext*, const variable_list&) {
@@ -109,14 +117,15 @@ Tensor dense_block_infer_autograd(const Tensor& input, TensorList statistics, Te
 template <bool kTraining>
 std::vector<Tensor> dense_block_backward_autograd(const Tensor& grad_output, const Tensor& features,
                                                   TensorList statistics, TensorList parameters,
-                                                  at::ArrayRef<double> eps, c10::List<bool> output_mask) {
+                                                  at::ArrayRef<double> eps, c10::List<bool> output_mask,
+                                                  const OptionalTensor& switches) {
   if (!needs_grad(grad_output, features) && !any_needs_grad(parameters)) {
     at::AutoDispatchBelowADInplaceOrView below;
     const auto op = kTraining ? &ops::dense_block_train_backward : &ops::dense_block_infer_backward;
-    return op(grad_output, features, statistics, parameters, eps, output_mask);
+    return op(grad_output, features, statistics, parameters, eps, output_mask, switches);
   }
   return DenseBlockBackwardFunction::apply(grad_output, features, parameters, statistics, eps.vec(), output_mask,
-                                           kTraining);
+                                           kTraining, switches);
 }
 
 // As the layers one by one: batch norm in the input's dtype, convolutions in the region's lower precision.

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "../checks/checks.h"
+#include "../common/switches.h"
 #include "../fallback.h"
 #include "../ops.h"
 #include "batch_norm.h"
@@ -281,8 +282,11 @@ std::vector<Tensor> dense_block_backward_cpu(const Tensor& grad_output, const Te
 }  // namespace fastcnn::cpu
 
 TORCH_LIBRARY_IMPL(fastcnn, CPU, m) {
+  using fastcnn::backends::GivingSwitches, fastcnn::backends::TakingSwitches;
   m.impl("dense_block_train", fastcnn::cpu::dense_block_train_cpu);
+  m.impl("_dense_block_train_traced", GivingSwitches<fastcnn::cpu::dense_block_train_cpu>::call);
   m.impl("dense_block_infer", fastcnn::cpu::dense_block_infer_cpu);
-  m.impl("dense_block_train_backward", fastcnn::cpu::dense_block_backward_cpu<true>);
-  m.impl("dense_block_infer_backward", fastcnn::cpu::dense_block_backward_cpu<false>);
+  m.impl("_dense_block_infer_traced", GivingSwitches<fastcnn::cpu::dense_block_infer_cpu>::call);
+  m.impl("dense_block_train_backward", TakingSwitches<fastcnn::cpu::dense_block_backward_cpu<true>>::call);
+  m.impl("dense_block_infer_backward", TakingSwitches<fastcnn::cpu::dense_block_backward_cpu<false>>::call);
 }

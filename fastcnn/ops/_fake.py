@@ -292,12 +292,22 @@ def _dense_block_train(
     return output, mean, torch.empty_like(mean)
 
 
+@torch.library.register_fake("fastcnn::_dense_block_train_traced")
+def _dense_block_train_traced(*args: Any) -> tuple[Tensor, ...]:
+    return *_dense_block_train(*args), _switches()
+
+
 @torch.library.register_fake("fastcnn::dense_block_infer")
 def _dense_block_infer(
     input: Tensor, statistics: Sequence[Tensor], parameters: Sequence[Tensor], eps: Sequence[float]
 ) -> Tensor:
     torch._check(len(statistics) == 2 * len(eps), lambda: f"expected 2 statistics a layer, but got {len(statistics)}")
     return _dense_block_output(input, parameters, eps)[0]
+
+
+@torch.library.register_fake("fastcnn::_dense_block_infer_traced")
+def _dense_block_infer_traced(*args: Any) -> tuple[Tensor, Tensor]:
+    return _dense_block_infer(*args), _switches()
 
 
 @torch.library.register_fake("fastcnn::dense_block_train_backward")
@@ -309,6 +319,7 @@ def _dense_block_backward(
     parameters: Sequence[Tensor],
     eps: Sequence[float],
     output_mask: Sequence[bool],
+    switches: Tensor | None = None,
 ) -> list[Tensor]:
     torch._check(grad_output.shape == features.shape, lambda: f"expected grad_output of size {features.shape}")
     nhwc = torch.channels_last

@@ -62,7 +62,14 @@ def _dense_block_convolutions(shape: Any, parameters: Any) -> list[tuple[Any, An
     return shapes
 
 
-@register_flop_formula([torch.ops.fastcnn.dense_block_train, torch.ops.fastcnn.dense_block_infer])
+@register_flop_formula(
+    [
+        torch.ops.fastcnn.dense_block_train,
+        torch.ops.fastcnn._dense_block_train_traced,
+        torch.ops.fastcnn.dense_block_infer,
+        torch.ops.fastcnn._dense_block_infer_traced,
+    ]
+)
 def _dense_block_flop(input: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
     convolutions = _dense_block_convolutions(input, args[-2])
     return sum(int(_conv_flop(i, w, None, 1, 1, 1, False, out_val=o)) for i, w, o in convolutions)
@@ -70,8 +77,8 @@ def _dense_block_flop(input: Any, *args: Any, out_shape: Any, **kwargs: Any) -> 
 
 @register_flop_formula([torch.ops.fastcnn.dense_block_train_backward, torch.ops.fastcnn.dense_block_infer_backward])
 def _dense_block_backward_flop(
-    grad_output: Any, features: Any, statistics: Any, parameters: Any, eps: Any, output_mask: Any, *, out_shape: Any,
-    **kwargs: Any,
+    grad_output: Any, features: Any, statistics: Any, parameters: Any, eps: Any, output_mask: Any,
+    switches: Any = None, *, out_shape: Any, **kwargs: Any,
 ) -> int:  # fmt: skip
     n, channels, *size = features
     channels -= sum(weight[0] for weight in parameters[2::4])

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conditions import LAYOUTS, assert_conditions, assert_raises_like, generate, relative_error, with_layout
+from conditions import (
+    HALF,
+    LAYOUTS,
+    assert_conditions,
+    assert_raises_like,
+    generate,
+    relative_error,
+    tolerance,
+    with_layout,
+)
 from kernels import recorded
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
@@ -57,19 +66,6 @@ def tensors(
     return with_layout(made[0], layout), with_layout(made[1], layout), made[2], options
 
 
-HALF = (torch.bfloat16, torch.float16)
-
-
-def tolerance(terms: int, dtype: torch.dtype) -> float:
-    """Rounding errors of a sum grow with the root of its length; 8 covers the constant and the largest of many.
-
-    The half types are summed in float32 and rounded once.
-    """
-    summed = torch.float32 if dtype in HALF else dtype
-    rounded = torch.finfo(dtype).eps / 2 if dtype in HALF else 0.0
-    return 8 * math.sqrt(max(terms, 1)) * torch.finfo(summed).eps + rounded
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", SAMPLES)
@@ -101,32 +97,6 @@ def test_conv2d_gradients(name: str, dtype: torch.dtype, layout: str) -> None:
     for g, w, terms in zip(got, wanted, (sample["k"] * math.prod(sample["kernel"]), pixels, pixels), strict=True):
         assert g.dtype == dtype
         assert relative_error(g, w) <= tolerance(terms, dtype)
-
-
-@pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("lanes", [2, 40])  # the kernels for few output channels, and for many
-def test_conv2d_half_types_round_once_to_nearest_even(lanes: int, dtype: torch.dtype) -> None:
-    # Sums of a number and fractions of its last place, ties among them, which float32 holds exactly.
-    high = 1 + torch.arange(64, dtype=torch.float64) * torch.finfo(dtype).eps
-    low = torch.arange(-32, 32, dtype=torch.float64) * torch.finfo(dtype).eps / 16
-    input = torch.stack(torch.meshgrid(high, low, indexing="ij")).unsqueeze(0).to(dtype)
-    output = conv2d(input, torch.ones(lanes, 2, 1, 1, dtype=dtype))
-    wanted = input.double().sum(1, keepdim=True).to(dtype).expand_as(output)
-    assert torch.equal(output, wanted)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("groups", [1, 16])
-@pytest.mark.parametrize("dtype", HALF)
-def test_conv2d_half_types_keep_every_number(dtype: torch.dtype, groups: int, layout: str) -> None:
-    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-    input = with_layout(torch.where(numbers.isfinite(), numbers, 0).view(1, 16, 64, 64), layout)
-    weight = torch.eye(16) if groups == 1 else torch.ones(16, 1)
-    output = conv2d(input, weight.to(dtype).view(16, -1, 1, 1), groups=groups)
-    # Where bfloat16 is multiplied as it is, numbers below the least normal one count as zero.
-    normal = torch.finfo(dtype).tiny if dtype == torch.bfloat16 else 0.0
-    assert torch.equal(output[input.abs() >= normal], input[input.abs() >= normal])
-    assert (output.double() - input.double()).abs().max() <= normal
 
 
 def test_conv2d_relu_gradient_masks_what_relu_cut() -> None:

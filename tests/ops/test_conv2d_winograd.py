@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conditions import with_layout
+from conditions import HALF, with_layout
 from kernels import recorded
 from torch import Tensor
 
 from fastcnn import backends
 from fastcnn.ops import conv2d
 
-HALF = (torch.bfloat16, torch.float16)
 KERNELS = {"winograd_f4x3": 3, "winograd_f2x3": 3, "winograd_f2x5": 5}
 # Tiles that fill the map and that do not, channels around the widths of 4, 8 and 16 lanes, uneven padding.
 SAMPLES: dict[str, dict[str, Any]] = {

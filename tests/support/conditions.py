@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+HALF = (torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "channels_last", "strided")
 
 
@@ -59,3 +61,13 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
         return 0.0
     scale = expected.abs().max().clamp_min(1e-30)
     return float((got.detach().to(expected.dtype) - expected).abs().max() / scale)
+
+
+def tolerance(terms: int, dtype: torch.dtype) -> float:
+    """Rounding errors of a sum grow with the root of its length; 8 covers the constant and the largest of many.
+
+    The half types are summed in float32 and rounded once.
+    """
+    summed = torch.float32 if dtype in HALF else dtype
+    rounded = torch.finfo(dtype).eps / 2 if dtype in HALF else 0.0
+    return 8 * math.sqrt(max(terms, 1)) * torch.finfo(summed).eps + rounded
