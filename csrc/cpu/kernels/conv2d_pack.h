@@ -4,6 +4,10 @@
 namespace fastcnn::cpu::FASTCNN_ISA {
 namespace {
 
+// How far ahead weights are fetched, in elements of a row or in rows: large layers' rows lie in as many pages, where the
+// hardware fetches nothing ahead.
+constexpr int64_t kPackAhead = 64, kPackRowsAhead = 8;
+
 // Rows of weights, neighbours along the depth, become columns: one register's square after the other.
 template <typename T>
 void conv2d_pack_transposed(const Conv2dPackArgs<T>& a, const T* tap, Compute<T>* packed) {
@@ -14,7 +18,11 @@ void conv2d_pack_transposed(const Conv2dPackArgs<T>& a, const T* tap, Compute<T>
     for (int64_t d = 0; d < whole_depth; d += kWidth) {
       typename V::Reg square[kWidth];
 #pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) square[i] = V::load(tap + (lane + i) * a.lane_stride + d);
+      for (int i = 0; i < kWidth; ++i) {
+        const T* row = tap + (lane + i) * a.lane_stride + d;
+        __builtin_prefetch(row + kPackAhead);
+        square[i] = V::load(row);
+      }
       V::transpose(square);
 #pragma GCC unroll 16
       for (int i = 0; i < kWidth; ++i) V::store(packed + (d + i) * a.padded_lanes + lane, square[i]);
@@ -31,6 +39,7 @@ void conv2d_pack_rows(const Conv2dPackArgs<T>& a, const T* tap, Compute<T>* pack
   for (int64_t d = 0; d < a.depth; ++d)
     for (int64_t lane = 0; lane < a.lanes; lane += V::kWidth) {
       const int n = static_cast<int>(a.lanes - lane < V::kWidth ? a.lanes - lane : V::kWidth);
+      __builtin_prefetch(tap + (d + kPackRowsAhead) * a.depth_stride + lane);
       V::store(packed + d * a.padded_lanes + lane, V::load_first(tap + d * a.depth_stride + lane, n));
     }
 }
