@@ -34,6 +34,8 @@ def _batch_norm() -> None:
 # Runs within another kernel's call and leaves no record of its own.
 PARTS = {
     "conv2d_pack": "conv2d_direct",
+    "conv2d_planes": "conv2d_planar",
+    "conv2d_add_parts": "conv2d_grad_weight_taps",
     "conv2d_widen": "conv2d_grad_weight",
     "conv2d_winograd_input": "winograd_f4x3",
     "conv2d_winograd_grad_output": "winograd_f4x3",
@@ -44,6 +46,7 @@ PARTS = {
 CALLS: dict[str, Callable[[], Any]] = {
     "conv2d_direct": _conv2d(16, 16),
     "conv2d_planar": _conv2d(16, 2),
+    "conv2d_planar_grad_weight": _conv2d(1, 2),
     "conv2d_grad_weight": _conv2d(16, 16),
     "conv2d_grad_weight_taps": _conv2d(1, 64),
     "winograd_f4x3": _conv2d(16, 16, algorithm="winograd_f4x3"),

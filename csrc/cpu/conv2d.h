@@ -96,6 +96,24 @@ bool conv2d_planar_applies(const GatherConv<T>& problem);
 template <typename T>
 void conv2d_planar(const GatherConv<T>& problem);
 
+// A part of one image, and zeros outside the image, as planes of one channel each: `height` rows from row first_h on,
+// row_stride columns from column first_w on. Planes lie `plane` elements apart, at least a register more than they
+// take.
+struct PlaneWindow {
+  int64_t first_h, first_w, height, plane, row_stride;
+};
+template <typename T>
+void copy_window_planes(const ImageView<T>& image, int64_t n, const PlaneWindow& window, Compute<T>* planes);
+
+// The weight's gradient of a layer of few output channels, one group's: `input` are its input channels, grad_output
+// [n, out_h, out_w, g.out_channels] begins at its first output channel. Operations for a row of output pixels, none
+// where it does not apply, and the run, which writes [group_out, kernel_h, kernel_w, group_in].
+template <typename T>
+std::optional<int64_t> planar_grad_weight_cost(const Conv2dGeometry& g);
+template <typename T>
+void conv2d_planar_grad_weight(const Conv2dGeometry& g, const ImageView<T>& input, const T* grad_output,
+                               Compute<T>* grad_weight);
+
 // The same for problems of step 1 whose taps are a whole kernel x kernel square and whose image's channels are
 // neighbours.
 template <typename T>
@@ -110,6 +128,8 @@ struct GradWeightTile {
   int vectors, rows;
   int64_t cost;
 };
+// Vector operations, and the loads that they wait for: a small tile loads more than it multiplies.
+int64_t grad_weight_tile_cost(int64_t operations, int vectors, int rows);
 template <typename T>
 GradWeightTile choose_grad_weight_tile(const KernelSet<T>& kernel, int64_t runs, int64_t run_length, int64_t outputs);
 

@@ -117,6 +117,10 @@ Conv2dCounts conv2d_counts(Conv2dPass pass, Conv2dAlgorithm algorithm, const Con
     weights = std::min(depth * static_cast<double>(g.kernel_h) * padded(g.kernel_w * g.group_in()),
                        padded(g.group_out()) * taps * static_cast<double>(g.group_in()));
   const bool ours = algorithm != Conv2dAlgorithm::aten;
+  // Or else positions.
+  if (pass == Conv2dPass::grad_weight && ours && planar_grad_weight_cost<float>(g))
+    weights = std::min(
+        weights, taps * depth * static_cast<double>(g.group_in()) * padded(g.out_w) / static_cast<double>(g.out_w));
   const double products =
       groups * images * static_cast<double>(g.out_h * g.out_w) * weights * (ours ? inside_share(g) : 1);
   // A strided layer's input gradient is a problem of its own for each residue of the position modulo the stride.

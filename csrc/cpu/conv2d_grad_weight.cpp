@@ -22,6 +22,7 @@ constexpr int64_t kLargeResultBytes = 1024 * 1024, kLongChunkBytes = 1536 * 1024
 constexpr int64_t kTapsChunkBytes = 128 * 1024;
 constexpr int64_t kTapsMaxBytes = 256 * 1024;   // of the result, as every part keeps a copy
 constexpr int64_t kTapsParts = 16;              // sums that run side by side and are added in order at the end
+constexpr int64_t kSumGrain = 64 * 1024;        // elements that a thread adds up at least
 constexpr size_t kUnpackedBlocks = 8;           // of lanes that read the output's gradient where it is
 constexpr int kPanelRows[] = {4, 5, 6, 8, 10};  // what conv2d_grad_weight has tiles for
 
@@ -38,11 +39,6 @@ struct Positions {
   int64_t row_begin, row_end, col_begin, col_end;
   bool operator==(const Positions&) const = default;
 };
-
-// Vector operations, and the loads that they wait for: a small tile loads more than it multiplies.
-int64_t tile_cost(int64_t operations, int vectors, int rows) {
-  return operations + operations * (vectors + rows) / (2 * vectors * rows);
-}
 
 // One group's problem, its chunks and the copy of a chunk's input.
 template <typename T>
@@ -146,8 +142,9 @@ struct GradWeightProblem {
   int64_t window(int64_t n, int64_t i, int64_t j) const {
     return n * (copies ? image_size : input.stride_n) + i * grid.step_h * row_stride + j * grid.step_w * input.depth;
   }
-  // Of all of a chunk's pixels.
+  // Of all of a chunk's pixels; they are those of every chunk of as many.
   void list_windows(const Chunk& c, std::vector<int64_t>& windows) const {
+    if (static_cast<int64_t>(windows.size()) == pixels(c)) return;
     windows.clear();
     for (int64_t n = 0; n < c.n1 - c.n0; ++n)
       for (int64_t i = 0; i < c.i1 - c.i0; ++i)
@@ -193,30 +190,33 @@ class GradWeightTapsRun {
   static int64_t cost(const GradWeightProblem<T>& p) {
     const LaneBlocks lanes(p.g.group_out(), p.kernel.width, p.kernel.max_vectors);
     const int vectors = static_cast<int>(ceil_div(lanes.vectors, lanes.count));
-    return tile_cost(lanes.vectors * p.g.kernel_h * p.g.kernel_w * p.input.depth, vectors, p.kernel.rows_for(vectors));
+    return grad_weight_tile_cost(lanes.vectors * p.g.kernel_h * p.g.kernel_w * p.input.depth, vectors,
+                                 p.kernel.rows_for(vectors));
   }
 
   void run() {
     const int64_t channels = p_.g.group_out(), reduction = static_cast<int64_t>(row_offsets_.size());
     const int64_t chunks = p_.chunk_count(), parts = std::min(chunks, kTapsParts), size = reduction * channels;
     const auto options = at::TensorOptions().dtype(kComputeDtype<T>);
-    at::Tensor sums = zeros({parts, size}, options);
+    at::Tensor sums = empty({parts, size}, options);
     at::Tensor copies = empty({at::get_num_threads(), p_.copy_size()}, options);
     Element* sums_data = sums.mutable_data_ptr<Element>();
     Element* copies_data = copies.mutable_data_ptr<Element>();
     parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
       Element* copy = copies_data + at::get_thread_num() * p_.copy_size();
       std::vector<int64_t> offsets;
-      for (int64_t part = begin; part < end; ++part)
+      for (int64_t part = begin; part < end; ++part) {
+        std::fill_n(sums_data + part * size, size, Element(0));
         for (int64_t c = chunks * part / parts; c < chunks * (part + 1) / parts; ++c)
           add_chunk(p_.chunk(c), copy, offsets, sums_data + part * size);
-    });
-    for (int64_t r = 0; r < reduction; ++r)
-      for (int64_t k = 0; k < channels; ++k) {
-        Element sum = 0;
-        for (int64_t part = 0; part < parts; ++part) sum += sums_data[part * size + r * channels + k];
-        p_.grad_weight[k * reduction + r] = sum;
       }
+    });
+    parallel_for(0, reduction, ceil_div(kSumGrain, parts * channels), [&](int64_t begin, int64_t end) {
+      Element* sum = sums_data + begin * channels;
+      p_.kernel.conv2d_add_parts({sum, size, parts, (end - begin) * channels, sum});
+      for (int64_t r = begin; r < end; ++r)
+        for (int64_t k = 0; k < channels; ++k) p_.grad_weight[k * reduction + r] = sums_data[r * channels + k];
+    });
   }
 
  private:
@@ -380,6 +380,10 @@ class GradWeightRun {
 
 }  // namespace
 
+int64_t grad_weight_tile_cost(int64_t operations, int vectors, int rows) {
+  return operations + operations * (vectors + rows) / (2 * vectors * rows);
+}
+
 // Of a panel's padded rows and the lanes' registers, those of the fewest operations.
 template <typename T>
 GradWeightTile choose_grad_weight_tile(const KernelSet<T>& kernel, int64_t runs, int64_t run_length, int64_t outputs) {
@@ -390,7 +394,7 @@ GradWeightTile choose_grad_weight_tile(const KernelSet<T>& kernel, int64_t runs,
     for (const int rows : kPanelRows) {
       if (rows > kernel.rows_for(vectors)) continue;
       const int64_t operations = runs * run.vectors * ceil_div(outputs, rows) * rows;
-      const int64_t cost = tile_cost(operations, vectors, rows);
+      const int64_t cost = grad_weight_tile_cost(operations, vectors, rows);
       if (cost < best.cost) best = {max_vectors, rows, cost};
     }
   }
@@ -409,11 +413,16 @@ void conv2d_grad_weight_direct(const Conv2dGeometry& g, const at::Tensor& grad_o
     ImageView<T> view = image_view<T>(input);
     view.data += group * g.group_in() * view.stride_c;
     view.depth = g.group_in();
-    GradWeightProblem<T> problem(g, view, data_of<T>(grad_output) + group * g.group_out(),
-                                 grad_weight.mutable_data_ptr<Compute<T>>() + group * group_weights);
+    const T* grad = data_of<T>(grad_output) + group * g.group_out();
+    Compute<T>* gradient = grad_weight.mutable_data_ptr<Compute<T>>() + group * group_weights;
+    GradWeightProblem<T> problem(g, view, grad, gradient);
     GradWeightRun<T> run(problem);
-    if (group_weights * static_cast<int64_t>(sizeof(Compute<T>)) <= kTapsMaxBytes &&
-        10 * GradWeightTapsRun<T>::cost(problem) <= 9 * run.cost()) {
+    const auto planar = planar_grad_weight_cost<T>(g);
+    if (planar && 10 * *planar <= 9 * g.out_w * std::min(run.cost(), GradWeightTapsRun<T>::cost(problem))) {
+      if (group == 0) backends::record_kernel("conv2d_planar_grad_weight");
+      conv2d_planar_grad_weight<T>(g, view, grad, gradient);
+    } else if (group_weights * static_cast<int64_t>(sizeof(Compute<T>)) <= kTapsMaxBytes &&
+               10 * GradWeightTapsRun<T>::cost(problem) <= 9 * run.cost()) {
       if (group == 0) backends::record_kernel("conv2d_grad_weight_taps");
       GradWeightTapsRun<T>(problem).run();
     } else {

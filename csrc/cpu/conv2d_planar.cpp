@@ -19,8 +19,9 @@ class PlanarRun {
  public:
   explicit PlanarRun(const GatherConv<T>& p) : p_(p), kernel_(kernels().of<T>()) {
     const WindowGrid& g = p.grid;
-    row_stride_ = g.cols + g.max_w() - g.min_w();
-    halo_ = g.max_h() - g.min_h();
+    first_h_ = g.min_h(), first_w_ = g.min_w();
+    row_stride_ = g.cols + g.max_w() - first_w_;
+    halo_ = g.max_h() - first_h_;
   }
 
   void run() {
@@ -38,7 +39,7 @@ class PlanarRun {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t n = task / parts, i = task % parts * rows, i_end = std::min(i + rows, p_.grid.rows);
         if (i >= i_end) continue;
-        copy_planes(n, i, i_end, plane, planes);
+        copy_window_planes(p_.image, n, {i + first_h_, first_w_, i_end - i + halo_, plane, row_stride_}, planes);
         kernel_.conv2d_planar(
             {planes, offsets_.data(), weight_.data(), static_cast<int64_t>(offsets_.size()), static_cast<int>(p_.lanes),
              p_.bias, p_.relu, i_end - i, p_.grid.cols, row_stride_, planes + p_.image.depth * plane, results,
@@ -52,44 +53,43 @@ class PlanarRun {
     const WindowGrid& g = p_.grid;
     for (int64_t d = 0; d < p_.image.depth; ++d)
       for (const Tap& t : g.taps) {
-        offsets_.push_back(d * plane + (t.h - g.min_h()) * row_stride_ + t.w - g.min_w());
+        offsets_.push_back(d * plane + (t.h - first_h_) * row_stride_ + t.w - first_w_);
         for (int64_t lane = 0; lane < p_.lanes; ++lane)
           weight_.push_back(widen(p_.weight[t.weight_offset + d * p_.depth_stride + lane * p_.lane_stride]));
       }
   }
 
-  // Rows of windows [i, i_end) of an image, channel by channel, with zeros outside the image.
-  void copy_planes(int64_t n, int64_t i, int64_t i_end, int64_t plane, Element* planes) const {
-    const ImageView<T>& image = p_.image;
-    const int64_t first_h = i + p_.grid.min_h(), first_w = p_.grid.min_w(), height = i_end - i + halo_;
-    const int64_t begin = std::clamp<int64_t>(-first_w, 0, row_stride_);
-    const int64_t end = std::clamp<int64_t>(image.width - first_w, begin, row_stride_);
-    for (int64_t d = 0; d < image.depth; ++d) {
-      Element* row = planes + d * plane;
-      for (int64_t y = 0; y < height; ++y, row += row_stride_) {
-        const int64_t h = first_h + y;
-        if (h < 0 || h >= image.height) {
-          std::fill(row, row + row_stride_, Element(0));
-          continue;
-        }
-        std::fill(row, row + begin, Element(0));
-        std::fill(row + end, row + row_stride_, Element(0));
-        const T* src = image.data + n * image.stride_n + h * image.stride_h + d * image.stride_c +
-                       (first_w + begin) * image.stride_w;
-        for (int64_t x = begin; x < end; ++x, src += image.stride_w) row[x] = widen(*src);
-      }
-      std::fill(row, planes + (d + 1) * plane, Element(0));  // read by tiles that run over, and never used
-    }
-  }
-
   const GatherConv<T>& p_;
   const KernelSet<T>& kernel_;
-  int64_t row_stride_, halo_;
+  int64_t first_h_, first_w_, row_stride_, halo_;
   std::vector<int64_t> offsets_;
   std::vector<Element> weight_;
 };
 
 }  // namespace
+
+template <typename T>
+void copy_window_planes(const ImageView<T>& image, int64_t n, const PlaneWindow& w, Compute<T>* planes) {
+  using Element = Compute<T>;
+  // Rows [top, bottom) and columns [begin, end) of the planes lie inside the image.
+  const int64_t top = std::clamp<int64_t>(-w.first_h, 0, w.height);
+  const int64_t bottom = std::clamp<int64_t>(image.height - w.first_h, top, w.height);
+  const int64_t begin = std::clamp<int64_t>(-w.first_w, 0, w.row_stride);
+  const int64_t end = std::clamp<int64_t>(image.width - w.first_w, begin, w.row_stride);
+  const T* source =
+      image.data + n * image.stride_n + (w.first_h + top) * image.stride_h + (w.first_w + begin) * image.stride_w;
+  const bool together = image.stride_c == 1;
+  for (int64_t d = 0; d < image.depth; ++d) {
+    Element* rows = planes + d * w.plane;
+    std::fill(rows, rows + top * w.row_stride, Element(0));
+    if (d == 0 || !together)
+      kernels().of<T>().conv2d_planes({source + d * image.stride_c, image.stride_h, image.stride_w,
+                                       together ? image.depth : 1, bottom - top, end - begin, rows + top * w.row_stride,
+                                       w.plane, w.row_stride, begin});
+    // What lies behind is read by tiles that run over, and never used.
+    std::fill(rows + bottom * w.row_stride, rows + w.plane, Element(0));
+  }
+}
 
 template <typename T>
 bool conv2d_planar_applies(const GatherConv<T>& p) {
@@ -105,7 +105,8 @@ void conv2d_planar(const GatherConv<T>& problem) {
 
 #define FASTCNN_INSTANTIATE(T)                                  \
   template bool conv2d_planar_applies<T>(const GatherConv<T>&); \
-  template void conv2d_planar<T>(const GatherConv<T>&);
+  template void conv2d_planar<T>(const GatherConv<T>&);         \
+  template void copy_window_planes<T>(const ImageView<T>&, int64_t, const PlaneWindow&, Compute<T>*);
 FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)
 #undef FASTCNN_INSTANTIATE
 

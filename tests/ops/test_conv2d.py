@@ -18,7 +18,7 @@ from conditions import (
     tolerance,
     with_layout,
 )
-from kernels import recorded
+from kernels import capabilities, recorded
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -107,6 +107,42 @@ def test_conv2d_relu_gradient_masks_what_relu_cut() -> None:
     )
     for g, w in zip(got, wanted, strict=True):
         assert relative_error(g, w) < 1e-12
+
+
+@pytest.mark.parametrize("level", capabilities())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF])
+def test_conv2d_few_output_channels(dtype: torch.dtype, level: str) -> None:
+    # Widths straddle the registers, heights the chunks; channels are all that the planar kernels take.
+    kernels: set[str] = set()
+    for k, width in enumerate((30, 14, 31, 32, 33, 47, 49, 15), start=1):
+        sample = dict(n=2, c=1 + k % 3, k=k, size=(35, width), kernel=(3, 2), padding=(k % 2, k % 3))
+        input, weight, bias, options = tensors(sample, dtype, LAYOUTS[k % len(LAYOUTS)])
+        wide, narrow = input.double(), weight.double().requires_grad_()
+        expected = F.conv2d(wide, narrow, bias.double(), **options)
+        grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(k), dtype=torch.float64).to(dtype)
+        (wanted,) = torch.autograd.grad(expected, narrow, grad.double())
+        got: list[torch.Tensor] = []
+
+        def call(made: Any = (input, weight, bias), o: Any = options, g: Any = grad, to: Any = got) -> None:
+            to.append(conv2d(made[0], made[1].requires_grad_(), made[2], **o))
+            to.extend(torch.autograd.grad(to[0], made[1], g))
+
+        with fastcnn.backends.cpu_capability(level):
+            kernels |= set(recorded(call))
+        assert relative_error(got[0].detach(), expected.detach()) <= tolerance(weight[0].numel(), dtype), k
+        assert relative_error(got[1], wanted) <= tolerance(grad[:, 0].numel(), dtype), k
+    assert "conv2d_planar_grad_weight" in kernels
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_conv2d_weight_gradient_of_few_output_channels_keeps_nan_and_infinity_to_their_taps(value: float) -> None:
+    for column in (0, 1, 17, 19):
+        input = torch.randn(1, 1, 12, 20, generator=torch.Generator().manual_seed(column))
+        input[0, 0, 5, column] = value
+        weight = torch.randn(2, 1, 3, 3, requires_grad=True)
+        (got,) = torch.autograd.grad(conv2d(input, weight).sum(), weight)
+        (wanted,) = torch.autograd.grad(F.conv2d(input, weight).sum(), weight)
+        assert torch.equal(got.isfinite(), wanted.isfinite()), column
 
 
 def make_config(rng: random.Random) -> dict[str, Any]:

@@ -56,6 +56,35 @@ struct Conv2dPlanarArgs {
 };
 constexpr int kPlanarChannels = 8;
 
+// Rows of pixels become rows of planes: planes[c][row][first_col + col] = source[row][col][c], with zeros before and
+// after the columns. Whole registers are written, so that up to one more than row_stride holds becomes zero.
+template <typename T>
+struct Conv2dPlanesArgs {
+  const T* source;  // [rows, cols, channels]
+  int64_t source_stride_h, source_stride_w;
+  int64_t channels, rows, cols;
+  Compute<T>* planes;  // [channels, plane_stride] of rows row_stride apart
+  int64_t plane_stride, row_stride, first_col;
+};
+
+// sums[tap][k][lane] += sum over the positions p that are `lane` modulo the width, row by row, of
+// planes[p + offsets[tap]] * grad[k][p], for a handful of output channels.
+template <typename T>
+struct Conv2dPlanarGradWeightArgs {
+  const T* planes;
+  const int64_t* offsets;  // [taps]: from a position to an element of its window
+  int64_t taps;
+  int64_t rows, cols, row_stride;  // of positions in planes
+  const T* grad;                   // [channels, grad_stride] of rows that are whole registers, with zeros at their ends
+  int64_t grad_stride;
+  int channels;  // at most kPlanarChannels
+  T* sums;       // [taps, channels, width]
+};
+// Taps of a tile of that many channels.
+constexpr int planar_grad_weight_taps(int accumulators, int channels) {
+  return accumulators / channels > 8 ? 8 : accumulators / channels < 1 ? 1 : accumulators / channels;
+}
+
 // Packs one block of output lanes: packed[r][lane] = weight[lane * lane_stride + r's place], zeros beyond `lanes`.
 // The reduction runs over taps, and within a tap over `depth` elements `depth_stride` apart. In pairs, two of those are
 // an element of packed, and a zero follows an odd number.
@@ -128,6 +157,14 @@ struct Conv2dGradWeightTapsArgs {
   int64_t row_stride;
   int vectors;
   int64_t lanes;  // valid lanes, at most vectors * width
+};
+
+// sums[i] = sum over `count` parts of parts[part][i], which may be in the first one's place.
+template <typename T>
+struct Conv2dAddPartsArgs {
+  const T* parts;  // [count, part_stride]
+  int64_t part_stride, count, size;
+  T* sums;  // [size]
 };
 
 // grad = grad_output, where `activated` is given zero where its bit is not set; sums[c] = sum over

@@ -162,30 +162,27 @@ void conv2d_grad_weight_taps_chain(const Conv2dGradWeightTapsArgs<T>& a, int64_t
 }
 
 template <typename T, int Rows, int Vectors>
-void conv2d_grad_weight_taps_tile(const Conv2dGradWeightTapsArgs<T>& a, int64_t row) {
-  const int64_t chain = chain_pixels(a.pixels);
-  for (int64_t p = 0; p < a.pixels; p += chain)
-    conv2d_grad_weight_taps_chain<T, Rows, Vectors>(a, row, p, p + chain < a.pixels ? p + chain : a.pixels);
-}
-
-template <typename T, int Rows, int Vectors>
-void conv2d_grad_weight_taps_rows(const Conv2dGradWeightTapsArgs<T>& a, int64_t row, int rows) {
+void conv2d_grad_weight_taps_rows(const Conv2dGradWeightTapsArgs<T>& a, int64_t row, int rows, int64_t begin,
+                                  int64_t end) {
   if (rows == Rows) {
-    conv2d_grad_weight_taps_tile<T, Rows, Vectors>(a, row);
+    conv2d_grad_weight_taps_chain<T, Rows, Vectors>(a, row, begin, end);
   } else if constexpr (Rows > 1) {
-    conv2d_grad_weight_taps_rows<T, Rows - 1, Vectors>(a, row, rows);
+    conv2d_grad_weight_taps_rows<T, Rows - 1, Vectors>(a, row, rows, begin, end);
   }
 }
 
+// Chain by chain, so that the output's gradient stays in the first-level cache while the tiles pass.
 template <typename T, int Vectors>
 void conv2d_grad_weight_taps_vectors(const Conv2dGradWeightTapsArgs<T>& a) {
   if (a.vectors == Vectors) {
     constexpr int kRows = rows_for(Vectors);
-    const int64_t tiles = (a.rows + kRows - 1) / kRows;
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t begin = a.rows * t / tiles;
-      conv2d_grad_weight_taps_rows<T, kRows, Vectors>(a, begin, static_cast<int>(a.rows * (t + 1) / tiles - begin));
-    }
+    const int64_t tiles = (a.rows + kRows - 1) / kRows, chain = chain_pixels(a.pixels);
+    for (int64_t p = 0; p < a.pixels; p += chain)
+      for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t row = a.rows * t / tiles;
+        conv2d_grad_weight_taps_rows<T, kRows, Vectors>(a, row, static_cast<int>(a.rows * (t + 1) / tiles - row), p,
+                                                        p + chain < a.pixels ? p + chain : a.pixels);
+      }
   } else if constexpr (Vectors > 1) {
     conv2d_grad_weight_taps_vectors<T, Vectors - 1>(a);
   }
@@ -194,6 +191,22 @@ void conv2d_grad_weight_taps_vectors(const Conv2dGradWeightTapsArgs<T>& a) {
 template <typename T>
 void conv2d_grad_weight_taps(const Conv2dGradWeightTapsArgs<T>& a) {
   conv2d_grad_weight_taps_vectors<T, kMaxVectors>(a);
+}
+
+template <typename T>
+void conv2d_add_parts(const Conv2dAddPartsArgs<T>& a) {
+  using V = Vec<T>;
+  int64_t i = 0;
+  for (; i + V::kWidth <= a.size; i += V::kWidth) {
+    typename V::Reg sum = V::load(a.parts + i);
+    for (int64_t part = 1; part < a.count; ++part) sum = V::add(sum, V::load(a.parts + part * a.part_stride + i));
+    V::store(a.sums + i, sum);
+  }
+  for (; i < a.size; ++i) {
+    T sum = a.parts[i];
+    for (int64_t part = 1; part < a.count; ++part) sum += a.parts[part * a.part_stride + i];
+    a.sums[i] = sum;
+  }
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
   KERNEL(conv2d_direct, Conv2dDirectArgs)                             \
   KERNEL(conv2d_pack, Conv2dPackArgs)                                 \
   KERNEL(conv2d_widen, Conv2dWidenArgs)                               \
+  KERNEL(conv2d_planes, Conv2dPlanesArgs)                             \
   KERNEL(conv2d_planar, Conv2dPlanarArgs)                             \
   KERNEL(conv2d_grad_weight_taps, Conv2dGradWeightTapsArgs)           \
   KERNEL(conv2d_depthwise, Conv2dDepthwiseArgs)                       \
@@ -29,6 +30,8 @@
 // these only know the types that are computed in.
 #define FASTCNN_COMPUTE_KERNELS(KERNEL)                             \
   KERNEL(conv2d_grad_weight, Conv2dGradWeightArgs)                  \
+  KERNEL(conv2d_planar_grad_weight, Conv2dPlanarGradWeightArgs)     \
+  KERNEL(conv2d_add_parts, Conv2dAddPartsArgs)                      \
   KERNEL(conv2d_winograd_weight, Conv2dWinogradWeightArgs)          \
   KERNEL(conv2d_winograd_grad_weight, Conv2dWinogradGradWeightArgs) \
   KERNEL(fma_peak, FmaPeakArgs)                                     \

@@ -4,6 +4,7 @@
 #include "bit_mask.h"
 #include "conv2d_direct.h"
 #include "conv2d_pack.h"
+#include "conv2d_planes.h"
 #include "conv2d_planar.h"
 #include "conv2d_grad_output.h"
 #include "conv2d_grad_weight.h"

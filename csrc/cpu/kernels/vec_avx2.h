@@ -25,6 +25,7 @@ struct Vec<float> {
   using Reg = __m256;
   using Mask = __m256;
   static constexpr int kWidth = 8;
+  static constexpr bool kPermutes = false;
 
   static __m256i first(int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLaneMasks + 8 - n)); }
   static Reg zero() { return _mm256_setzero_ps(); }
@@ -104,6 +105,7 @@ struct Vec<double> {
   using Reg = __m256d;
   using Mask = __m256d;
   static constexpr int kWidth = 4;
+  static constexpr bool kPermutes = false;
 
   static __m256i first(int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLaneMasks64 + 4 - n)); }
   static __m128i first32(int n) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(kLaneMasks + 8 - n)); }

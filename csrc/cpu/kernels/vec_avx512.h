@@ -23,6 +23,7 @@ struct Vec<float> {
   using Reg = __m512;
   using Mask = __mmask16;
   static constexpr int kWidth = 16;
+  static constexpr bool kPermutes = true;
 
   static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
   static Reg zero() { return _mm512_setzero_ps(); }
@@ -57,6 +58,10 @@ struct Vec<float> {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
   }
   static Reg load_i32(const int32_t* p, int n) { return _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(first(n), p)); }
+  // Lanes of the given numbers: those of a, and from kWidth on those of b. Elsewhere that is no single instruction.
+  static Reg permute(Reg a, Reg b, const int32_t* lanes) {
+    return _mm512_permutex2var_ps(a, _mm512_loadu_si512(lanes), b);
+  }
   // Registers as the rows of a square matrix become its columns.
   static void transpose(Reg (&r)[kWidth]) {
     Reg t[kWidth];
@@ -93,6 +98,7 @@ struct Vec<double> {
   using Reg = __m512d;
   using Mask = __mmask8;
   static constexpr int kWidth = 8;
+  static constexpr bool kPermutes = true;
 
   static __mmask8 first(int n) { return static_cast<__mmask8>((1u << n) - 1u); }
   static Reg zero() { return _mm512_setzero_pd(); }
@@ -124,6 +130,10 @@ struct Vec<double> {
     return _mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
   }
   static Reg load_i32(const int32_t* p, int n) { return _mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(first(n), p)); }
+  static Reg permute(Reg a, Reg b, const int32_t* lanes) {
+    const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes));
+    return _mm512_permutex2var_pd(a, _mm512_cvtepi32_epi64(numbers), b);
+  }
   static void transpose(Reg (&r)[kWidth]) {
     Reg t[kWidth];
 #pragma GCC unroll 4

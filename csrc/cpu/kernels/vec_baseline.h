@@ -21,6 +21,7 @@ struct VecBase {
   typedef T Reg __attribute__((vector_size(16)));
   typedef Int Mask __attribute__((vector_size(16)));
   static constexpr int kWidth = Width;
+  static constexpr bool kPermutes = false;
 
   static Reg zero() { return Reg{}; }
   static Reg broadcast(T x) { return Reg{} + x; }
