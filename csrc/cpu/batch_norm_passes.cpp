@@ -16,10 +16,11 @@ namespace {
 // Measured on two EPYC 9004 cores with 1 MB of L2 each. A tile is one thread's unit of work; a block is what a
 // reduction sums in the element type before double takes over.
 constexpr int64_t kTileBytes = 128 * 1024;
-constexpr int64_t kTileChannels = 512;  // a multiple of every register's lanes and of the mask's 8
-constexpr int64_t kBlockBytes = 64 * 1024;
-constexpr int64_t kMinBlockRows = 32, kMaxBlockRows = 128;
+constexpr int64_t kMinTileRows = 64;  // fewer, and the tiles' sums in double are a load of their own
+constexpr int64_t kBlockRows = 128;
 constexpr int64_t kGrainTiles = 2;  // a thread's least work
+// A result of this size goes around the caches: they would not hold it until it is read.
+constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;
 
 struct Tile {
   int64_t index;  // among the tiles of rows
@@ -30,16 +31,13 @@ struct Tile {
 class Tiles {
  public:
   Tiles(const BatchNormGeometry& g, int64_t element_size) : g_(g) {
-    tile_channels_ = std::max<int64_t>(1, std::min(kTileChannels, g.channels));
-    const int64_t row_bytes = tile_channels_ * element_size;
-    block_rows_ = std::clamp(kBlockBytes / row_bytes, kMinBlockRows, kMaxBlockRows);
-    tile_rows_ = std::max<int64_t>(1, kTileBytes / (row_bytes * block_rows_)) * block_rows_;
+    tile_channels_ = std::max<int64_t>(1, std::min(kMaxBatchNormTileChannels, g.channels));
+    tile_rows_ = std::max(kMinTileRows, kTileBytes / (tile_channels_ * element_size));
     along_rows_ = ceil_div(g.rows, tile_rows_);
     along_channels_ = ceil_div(g.channels, tile_channels_);
   }
 
   int64_t along_rows() const { return along_rows_; }
-  int64_t block_rows() const { return block_rows_; }
   int64_t rows_of(int64_t index) const { return std::min(tile_rows_, g_.rows - index * tile_rows_); }
 
   template <typename Work>
@@ -55,7 +53,7 @@ class Tiles {
 
  private:
   BatchNormGeometry g_;
-  int64_t tile_rows_, tile_channels_, block_rows_, along_rows_, along_channels_;
+  int64_t tile_rows_, tile_channels_, along_rows_, along_channels_;
 };
 
 template <typename T>
@@ -69,6 +67,15 @@ Byte* mask_at(Byte* mask, const Tile& t, const BatchNormGeometry& g) {
 template <typename T>
 std::vector<T> narrowed(const std::vector<double>& values, int64_t channels) {
   return std::vector<T>(values.begin(), values.begin() + channels);
+}
+
+// Whether a result without gaps, or none, is large and its rows are whole cache lines.
+template <typename T>
+bool is_streamed(const BatchNormGeometry& g, Rows<T> result) {
+  constexpr int64_t kLine = 64;
+  const int64_t row_bytes = g.channels * static_cast<int64_t>(sizeof(T));
+  return result.data == nullptr || (result.stride == g.channels && g.rows * row_bytes >= kStreamedBytes &&
+                                    row_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(result.data) % kLine == 0);
 }
 
 }  // namespace
@@ -118,8 +125,8 @@ Moments batch_norm_moments(const BatchNormGeometry& g, Rows<const T> input) {
   std::vector<double> sums(tiles.along_rows() * c), squares(tiles.along_rows() * c);
   tiles.run(/*reversed=*/false, [&](const Tile& t) {
     const int64_t at = t.index * c + t.channel;
-    kernels().of<T>().batch_norm_stats({at_tile(input, t), t.rows, t.channels, input.stride, tiles.block_rows(),
-                                        sums.data() + at, squares.data() + at});
+    kernels().of<T>().batch_norm_stats(
+        {at_tile(input, t), t.rows, t.channels, input.stride, kBlockRows, sums.data() + at, squares.data() + at});
   });
   // 2. Merged in order: Chan, Golub and LeVeque 1979.
   Moments m{std::vector<double>(c, 0), std::vector<double>(c, 0)};
@@ -154,11 +161,12 @@ void batch_norm_apply(const BatchNormGeometry& g, Rows<const T> input, const Mom
   const std::vector<T> mean = narrowed<T>(m.mean, c);
   for (int64_t i = 0; i < c; ++i) shift[i] -= (m.mean[i] - static_cast<double>(mean[i])) * scale[i];
   const std::vector<T> scales = narrowed<T>(scale, c), shifts = narrowed<T>(shift, c);
+  const bool streamed = is_streamed(g, output);
   Tiles(g, sizeof(T)).run(/*reversed=*/true, [&](const Tile& t) {
     kernels().of<T>().batch_norm_apply({at_tile(input, t), at_tile(residual, t), mean.data() + t.channel,
                                         scales.data() + t.channel, shifts.data() + t.channel, at_tile(output, t),
                                         mask_at(mask, t, g), t.rows, t.channels, input.stride, residual.stride,
-                                        output.stride, g.mask_stride, relu});
+                                        output.stride, g.mask_stride, relu, streamed});
   });
 }
 
@@ -175,11 +183,10 @@ GradSums batch_norm_grad_sums(const BatchNormGeometry& g, Rows<const T> grad_out
   std::vector<double> sums(tiles.along_rows() * c), products(tiles.along_rows() * c);
   tiles.run(/*reversed=*/false, [&](const Tile& t) {
     const int64_t part = t.index * c + t.channel;
-    kernels().of<T>().batch_norm_grad_sums({at_tile(grad_output, t), at_tile(input, t), mask_at(mask, t, g),
-                                            means.data() + t.channel, t.rows, t.channels, input.stride,
-                                            grad_output.stride, g.mask_stride, tiles.block_rows(), sums.data() + part,
-                                            products.data() + part, scales.data() + t.channel, at_tile(addend, t),
-                                            at_tile(out, t), addend.stride, out.stride});
+    kernels().of<T>().batch_norm_grad_sums(
+        {at_tile(grad_output, t), at_tile(input, t), mask_at(mask, t, g), means.data() + t.channel, t.rows, t.channels,
+         input.stride, grad_output.stride, g.mask_stride, kBlockRows, sums.data() + part, products.data() + part,
+         scales.data() + t.channel, at_tile(addend, t), at_tile(out, t), addend.stride, out.stride});
   });
   GradSums total{std::vector<double>(c, 0), std::vector<double>(c, 0)};
   for (int64_t index = 0; index < tiles.along_rows(); ++index)
@@ -215,12 +222,13 @@ void batch_norm_grad_input(const BatchNormGeometry& g, Rows<const T> grad_output
   const std::vector<T> means = narrowed<T>(mean, c), scales = narrowed<T>(factors.scale, c),
                        slopes = narrowed<T>(factors.slope, c), offsets = narrowed<T>(factors.offset, c);
   const Rows<T> residual{grad_residual, grad_input.stride};
+  const bool streamed = is_streamed(g, grad_input) && is_streamed(g, residual);
   Tiles(g, sizeof(T)).run(/*reversed=*/true, [&](const Tile& t) {
     const int64_t k = t.channel;
-    kernels().of<T>().batch_norm_grad_input({at_tile(grad_output, t), at_tile(input, t), mask_at(mask, t, g),
-                                             means.data() + k, scales.data() + k, slopes.data() + k, offsets.data() + k,
-                                             at_tile(grad_input, t), at_tile(residual, t), t.rows, t.channels,
-                                             input.stride, grad_output.stride, grad_input.stride, g.mask_stride});
+    kernels().of<T>().batch_norm_grad_input(
+        {at_tile(grad_output, t), at_tile(input, t), mask_at(mask, t, g), means.data() + k, scales.data() + k,
+         slopes.data() + k, offsets.data() + k, at_tile(grad_input, t), at_tile(residual, t), t.rows, t.channels,
+         input.stride, grad_output.stride, grad_input.stride, g.mask_stride, streamed});
   });
 }
 

@@ -12,6 +12,9 @@
 
 namespace fastcnn::cpu {
 
+// A reduction keeps two or three values a channel in the first cache.
+constexpr int64_t kMaxBatchNormTileChannels = 1024;
+
 // sum[c] = sum of the tile's column c; square[c] = sum of squared distances from the column's mean.
 template <typename T>
 struct BatchNormStatsArgs {
@@ -34,6 +37,7 @@ struct BatchNormApplyArgs {
   uint8_t* mask;      // [rows, mask_stride], or null
   int64_t rows, channels, row_stride, residual_stride, output_stride, mask_stride;
   bool relu;
+  bool streamed;  // the output goes around the caches; it and output_stride must be aligned to 64 bytes
 };
 
 // With grad = grad_output where the mask lets it pass: sum[c] = sum of grad, product[c] = sum of grad * (input - mean),
@@ -68,6 +72,7 @@ struct BatchNormGradInputArgs {
   T* grad_input;         // [rows, output_stride]
   T* grad_residual;      // [rows, output_stride], or null
   int64_t rows, channels, row_stride, grad_stride, output_stride, mask_stride;
+  bool streamed;  // as BatchNormApplyArgs', for both results
 };
 
 }  // namespace fastcnn::cpu

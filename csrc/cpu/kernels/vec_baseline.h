@@ -35,6 +35,8 @@ struct VecBase {
     return a;
   }
   static void store(T* p, Reg a) { __builtin_memcpy(p, &a, sizeof(a)); }
+  static void stream(T* p, Reg a) { store(p, a); }
+  static void finish_streams() {}
   static void store_first(T* p, Reg a, int n) {
     for (int i = 0; i < n; ++i) p[i] = a[i];
   }
