@@ -142,8 +142,34 @@ Results batch_norm_backward_cpu(const Tensor& grad_output, const Tensor& input, 
   return run(g, kTraining, grad_output, input, mean, var, weight, mask, eps, output_mask);
 }
 
+// running = (1 - momentum) * running + momentum * factor * batch
+void move_running(const Tensor& running, const Tensor& batch, double momentum, double factor) {
+  const bool plain = running.device().is_cpu() && running.scalar_type() == at::kFloat &&
+                     batch.scalar_type() == at::kFloat && running.is_contiguous() && batch.is_contiguous();
+  if (!plain) {
+    const Tensor moved = running.to(batch.scalar_type()).mul(1 - momentum).add(batch, momentum * factor);
+    running.copy_(moved);
+    return;
+  }
+  float* r = running.mutable_data_ptr<float>();
+  const float* b = batch.const_data_ptr<float>();
+  const float keep = static_cast<float>(1 - momentum), take = static_cast<float>(momentum * factor);
+  for (int64_t i = 0; i < running.numel(); ++i) r[i] = keep * r[i] + take * b[i];
+}
+
+void batch_norm_update(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
+                       double momentum, int64_t rows) {
+  move_running(running_mean, mean, momentum, 1);
+  move_running(running_var, var, momentum, static_cast<double>(rows) / static_cast<double>(rows - 1));
+}
+
 }  // namespace
 }  // namespace fastcnn::cpu
+
+// On every device: where it is not plain memory, torch's ops do it.
+TORCH_LIBRARY_IMPL(fastcnn, CompositeExplicitAutograd, m) {
+  m.impl("_batch_norm_update", fastcnn::cpu::batch_norm_update);
+}
 
 TORCH_LIBRARY_IMPL(fastcnn, CPU, m) {
   m.impl("batch_norm_train", fastcnn::cpu::batch_norm_train_cpu);
