@@ -38,21 +38,24 @@ int lanes_of(int channels, int v) {
   return kWhole || rest > width ? width : rest < 0 ? 0 : rest;
 }
 
-// Groups of kRows rows, then single ones; in each the channels in blocks of as many registers as the tiles of the
-// convolutions have, then of kGroup registers, the last one perhaps not whole:
-// step<rows, registers, whole>(first row, first channel, its channels).
-template <typename T, int kRows, int kGroup, typename Step>
+// Calls step<rows, registers, whole>(first row, rows, first channel, its channels) for the channels in blocks of as
+// many registers as the tiles of the convolutions have, then of kGroup registers, the last one perhaps not whole. Where
+// one block holds all channels, it keeps what belongs to them in registers for all rows (`rows` is 0 in the template:
+// known when running); else groups of kGroupRows rows, then single ones, pass block after block.
+template <typename T, int kGroup, typename Step>
 FASTCNN_INLINE inline void over_rows_of_channels(int64_t rows, int64_t channels, Step step) {
   constexpr int wide = kMaxVectors > kGroup ? kMaxVectors : kGroup;
   constexpr int wide_lanes = wide * Vec<T>::kWidth, lanes = kGroup * Vec<T>::kWidth;
-  const auto over_channels = [&]<int kStep>(int64_t row) FASTCNN_INLINE {
+  if (channels == wide_lanes) return step.template operator()<0, wide, true>(0, rows, 0, wide_lanes);
+  const auto over_channels = [&]<int kRows>(int64_t row) FASTCNN_INLINE {
     int64_t c = 0;
-    for (; c + wide_lanes <= channels; c += wide_lanes) step.template operator()<kStep, wide, true>(row, c, wide_lanes);
-    for (; c + lanes <= channels; c += lanes) step.template operator()<kStep, kGroup, true>(row, c, lanes);
-    if (c < channels) step.template operator()<kStep, kGroup, false>(row, c, static_cast<int>(channels - c));
+    for (; c + wide_lanes <= channels; c += wide_lanes)
+      step.template operator()<kRows, wide, true>(row, kRows, c, wide_lanes);
+    for (; c + lanes <= channels; c += lanes) step.template operator()<kRows, kGroup, true>(row, kRows, c, lanes);
+    if (c < channels) step.template operator()<kRows, kGroup, false>(row, kRows, c, static_cast<int>(channels - c));
   };
   int64_t row = 0;
-  for (; row + kRows <= rows; row += kRows) over_channels.template operator()<kRows>(row);
+  for (; row + kGroupRows <= rows; row += kGroupRows) over_channels.template operator()<kGroupRows>(row);
   for (; row < rows; ++row) over_channels.template operator()<1>(row);
 }
 
@@ -62,7 +65,7 @@ FASTCNN_INLINE inline void over_rows_of_channels(int64_t rows, int64_t channels,
 template <int kRows, int kRegisters, typename T>
 FASTCNN_INLINE inline void prefetch_step(const T* tile, int64_t row_stride, int64_t channels, int64_t row,
                                          int64_t channel) {
-  if (row_stride != channels) return;
+  if (kRows == 0 || row_stride != channels) return;
   constexpr int kAhead = 2048, kLine = 64;
   constexpr int kLines = kRows * kRegisters * static_cast<int>(sizeof(typename Vec<T>::Reg)) / kLine;
   const char* next = reinterpret_cast<const char*>(tile + (row + kRows) * row_stride + channel * kRows) + kAhead;
@@ -74,8 +77,9 @@ FASTCNN_INLINE inline void prefetch_step(const T* tile, int64_t row_stride, int6
 template <typename T>
 void add_stats(const BatchNormStatsArgs<T> a, const T* input, int64_t rows, const T* shift, T* s1, T* s2) {
   using V = Vec<T>;
-  over_rows_of_channels<T, kGroupRows, 1>(
-      rows, a.channels, [=]<int kRows, int kRegisters, bool kWhole>(int64_t row, int64_t c, int lanes) FASTCNN_INLINE {
+  over_rows_of_channels<T, 1>(
+      rows, a.channels,
+      [=]<int kRows, int kRegisters, bool kWhole>(int64_t row, int64_t count, int64_t c, int lanes) FASTCNN_INLINE {
         if constexpr (kWhole) lanes = V::kWidth;
         prefetch_step<kRows, kRegisters>(input, a.row_stride, a.channels, row, c);
         const T* x = input + row * a.row_stride + c;
@@ -85,7 +89,7 @@ void add_stats(const BatchNormStatsArgs<T> a, const T* input, int64_t rows, cons
           k[v] = V::load(shift + c + at), total[v] = V::load(s1 + c + at), squares[v] = V::load(s2 + c + at);
         }
 #pragma GCC unroll 4
-        for (int j = 0; j < kRows; ++j)
+        for (int64_t j = 0; j < (kRows > 0 ? kRows : count); ++j)
 #pragma GCC unroll 4
           for (int v = 0; v < kRegisters; ++v) {
             const typename V::Reg d = V::sub(load_lanes<kWhole>(x + j * a.row_stride + v * V::kWidth, lanes), k[v]);
@@ -149,8 +153,9 @@ void grad_sums_tile(const BatchNormGradSumsArgs<T> a) {
   for (int64_t block = 0; block < a.rows; block += a.block_rows) {
     const int64_t rows = a.rows - block < a.block_rows ? a.rows - block : a.block_rows;
     for (int64_t i = 0; i < padded; ++i) s1[i] = s2[i] = 0;
-    over_rows_of_channels<T, kGroupRows, 1>(
-        rows, a.channels, [=]<int kRows, int kRegisters, bool kWhole>(int64_t r, int64_t c, int lanes) FASTCNN_INLINE {
+    over_rows_of_channels<T, 1>(
+        rows, a.channels,
+        [=]<int kRows, int kRegisters, bool kWhole>(int64_t r, int64_t count, int64_t c, int lanes) FASTCNN_INLINE {
           if constexpr (kWhole) lanes = V::kWidth;
           const int64_t row = block + r;
           prefetch_step<kRows, kRegisters>(a.grad_output, a.grad_stride, a.channels, row, c);
@@ -166,7 +171,7 @@ void grad_sums_tile(const BatchNormGradSumsArgs<T> a) {
             k[v] = V::load(means + at), total[v] = V::load(grads + at), products[v] = V::load(products_of + at);
           }
 #pragma GCC unroll 4
-          for (int j = 0; j < kRows; ++j)
+          for (int64_t j = 0; j < (kRows > 0 ? kRows : count); ++j)
 #pragma GCC unroll 4
             for (int v = 0; v < kRegisters; ++v) {
               const int at = v * V::kWidth;
@@ -200,9 +205,9 @@ void batch_norm_grad_sums(const BatchNormGradSumsArgs<T>& a) {
 template <bool kStreamed, bool kResidual, bool kRelu, bool kMask, typename T>
 void apply_tile(const BatchNormApplyArgs<T> a) {
   using V = Vec<T>;
-  over_rows_of_channels<T, kGroupRows, kByteRegisters<T>>(
+  over_rows_of_channels<T, kByteRegisters<T>>(
       a.rows, a.channels,
-      [=]<int kRows, int kRegisters, bool kWhole>(int64_t row, int64_t c, int channels) FASTCNN_INLINE {
+      [=]<int kRows, int kRegisters, bool kWhole>(int64_t row, int64_t count, int64_t c, int channels) FASTCNN_INLINE {
         if constexpr (kStreamed) prefetch_step<kRows, kRegisters>(a.input, a.row_stride, a.channels, row, c);
         if constexpr (kStreamed && kResidual)
           prefetch_step<kRows, kRegisters>(a.residual, a.residual_stride, a.channels, row, c);
@@ -216,7 +221,7 @@ void apply_tile(const BatchNormApplyArgs<T> a) {
           shift[v] = load_lanes<kWhole>(a.shift + at, lanes[v]);
         }
 #pragma GCC unroll 4
-        for (int j = 0; j < kRows; ++j) {
+        for (int64_t j = 0; j < (kRows > 0 ? kRows : count); ++j) {
           const T* x = a.input + (row + j) * a.row_stride + c;
           const T* residual = kResidual ? a.residual + (row + j) * a.residual_stride + c : nullptr;
           T* output = a.output + (row + j) * a.output_stride + c;
@@ -258,9 +263,9 @@ void batch_norm_apply(const BatchNormApplyArgs<T>& a) {
 template <bool kStreamed, bool kInput, bool kMask, bool kResidual, typename T>
 void grad_input_tile(const BatchNormGradInputArgs<T> a) {
   using V = Vec<T>;
-  over_rows_of_channels<T, kGroupRows, 1>(
+  over_rows_of_channels<T, 1>(
       a.rows, a.channels,
-      [=]<int kRows, int kRegisters, bool kWhole>(int64_t row, int64_t c, int lanes) FASTCNN_INLINE {
+      [=]<int kRows, int kRegisters, bool kWhole>(int64_t row, int64_t count, int64_t c, int lanes) FASTCNN_INLINE {
         if constexpr (kWhole) lanes = V::kWidth;
         if constexpr (kStreamed) prefetch_step<kRows, kRegisters>(a.grad_output, a.grad_stride, a.channels, row, c);
         if constexpr (kStreamed && kInput) prefetch_step<kRows, kRegisters>(a.input, a.row_stride, a.channels, row, c);
@@ -275,7 +280,7 @@ void grad_input_tile(const BatchNormGradInputArgs<T> a) {
           }
         }
 #pragma GCC unroll 4
-        for (int j = 0; j < kRows; ++j) {
+        for (int64_t j = 0; j < (kRows > 0 ? kRows : count); ++j) {
           const int64_t first = (row + j) * a.row_stride + c, first_result = (row + j) * a.output_stride + c;
           const T* grad_output = a.grad_output + (row + j) * a.grad_stride + c;
 #pragma GCC unroll 4
