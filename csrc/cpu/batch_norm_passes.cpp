@@ -6,6 +6,7 @@
 #include "../common/backends.h"
 #include "batch_norm.h"
 #include "capability.h"
+#include "dtypes.h"
 #include "memory.h"
 #include "parallel.h"
 #include "rows.h"
@@ -14,7 +15,7 @@ namespace fastcnn::cpu {
 namespace {
 
 // Measured on two EPYC 9004 cores with 1 MB of L2 each. A tile is one thread's unit of work; a block is what a
-// reduction sums in the element type before double takes over.
+// reduction sums in the compute type before double takes over.
 constexpr int64_t kTileBytes = 128 * 1024;
 constexpr int64_t kMinTileRows = 64;  // fewer, and the tiles' sums in double are a load of their own
 constexpr int64_t kBlockRows = 128;
@@ -64,9 +65,10 @@ template <typename Byte>
 Byte* mask_at(Byte* mask, const Tile& t, const BatchNormGeometry& g) {
   return mask != nullptr ? mask + t.row * g.mask_stride + t.channel / 8 : nullptr;
 }
+// The values in the type that T is computed in.
 template <typename T>
-std::vector<T> narrowed(const std::vector<double>& values, int64_t channels) {
-  return std::vector<T>(values.begin(), values.begin() + channels);
+std::vector<Compute<T>> narrowed(const std::vector<double>& values, int64_t channels) {
+  return {values.begin(), values.begin() + channels};
 }
 
 // Whether a result without gaps, or none, is large and its rows are whole cache lines.
@@ -113,7 +115,7 @@ at::Tensor rows_of(const at::Tensor& t, at::ScalarType dtype) {
 
 template <typename T>
 Rows<const T> const_rows(const at::Tensor& rows) {
-  return {rows.const_data_ptr<T>(), row_stride(rows).value()};
+  return {data_of<T>(rows), row_stride(rows).value()};
 }
 
 template <typename T>
@@ -155,12 +157,13 @@ void batch_norm_apply(const BatchNormGeometry& g, Rows<const T> input, const Mom
                       const OptionalTensor& bias, Rows<const T> residual, double eps, bool relu, Rows<T> output,
                       uint8_t* mask) {
   backends::record_kernel("batch_norm_apply");
-  // The mean's part that T does not hold goes into the shift: it matters where mean >> standard deviation.
+  // The mean's part that the compute type does not hold goes into the shift: it matters where mean >> standard
+  // deviation.
   const int64_t c = g.channels;
   std::vector<double> scale = batch_norm_scale(m, weight, eps, c), shift = channel_values(bias, c, 0);
-  const std::vector<T> mean = narrowed<T>(m.mean, c);
+  const std::vector<Compute<T>> mean = narrowed<T>(m.mean, c);
   for (int64_t i = 0; i < c; ++i) shift[i] -= (m.mean[i] - static_cast<double>(mean[i])) * scale[i];
-  const std::vector<T> scales = narrowed<T>(scale, c), shifts = narrowed<T>(shift, c);
+  const std::vector<Compute<T>> scales = narrowed<T>(scale, c), shifts = narrowed<T>(shift, c);
   const bool streamed = is_streamed(g, output);
   Tiles(g, sizeof(T)).run(/*reversed=*/true, [&](const Tile& t) {
     kernels().of<T>().batch_norm_apply({at_tile(input, t), at_tile(residual, t), mean.data() + t.channel,
@@ -177,7 +180,7 @@ GradSums batch_norm_grad_sums(const BatchNormGeometry& g, Rows<const T> grad_out
   backends::record_kernel("batch_norm_grad_sums");
   const int64_t c = g.channels;
   const Tiles tiles(g, sizeof(T));
-  const std::vector<T> means = narrowed<T>(mean, c), scales = result ? narrowed<T>(result->scale, c) : means;
+  const std::vector<Compute<T>> means = narrowed<T>(mean, c), scales = result ? narrowed<T>(result->scale, c) : means;
   const Rows<const T> addend = result ? result->addend : Rows<const T>{};
   const Rows<T> out = result ? result->result : Rows<T>{};
   std::vector<double> sums(tiles.along_rows() * c), products(tiles.along_rows() * c);
@@ -219,8 +222,8 @@ void batch_norm_grad_input(const BatchNormGeometry& g, Rows<const T> grad_output
                            Rows<T> grad_input, T* grad_residual) {
   backends::record_kernel("batch_norm_grad_input");
   const int64_t c = g.channels;
-  const std::vector<T> means = narrowed<T>(mean, c), scales = narrowed<T>(factors.scale, c),
-                       slopes = narrowed<T>(factors.slope, c), offsets = narrowed<T>(factors.offset, c);
+  const std::vector<Compute<T>> means = narrowed<T>(mean, c), scales = narrowed<T>(factors.scale, c),
+                                slopes = narrowed<T>(factors.slope, c), offsets = narrowed<T>(factors.offset, c);
   const Rows<T> residual{grad_residual, grad_input.stride};
   const bool streamed = is_streamed(g, grad_input) && is_streamed(g, residual);
   Tiles(g, sizeof(T)).run(/*reversed=*/true, [&](const Tile& t) {
@@ -242,8 +245,7 @@ void batch_norm_grad_input(const BatchNormGeometry& g, Rows<const T> grad_output
                                             const std::optional<GradSumsResult<T>>&);                               \
   template void batch_norm_grad_input<T>(const BatchNormGeometry&, Rows<const T>, Rows<const T>,                    \
                                          const std::vector<double>&, const uint8_t*, const GradFactors&, Rows<T>, T*);
-FASTCNN_INSTANTIATE(float)
-FASTCNN_INSTANTIATE(double)
+FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)
 #undef FASTCNN_INSTANTIATE
 
 }  // namespace fastcnn::cpu

@@ -67,7 +67,7 @@ FASTCNN_INLINE inline void prefetch_step(const T* tile, int64_t row_stride, int6
                                          int64_t channel) {
   if (kRows == 0 || row_stride != channels) return;
   constexpr int kAhead = 2048, kLine = 64;
-  constexpr int kLines = kRows * kRegisters * static_cast<int>(sizeof(typename Vec<T>::Reg)) / kLine;
+  constexpr int kLines = kRows * kRegisters * Vec<T>::kWidth * static_cast<int>(sizeof(T)) / kLine;
   const char* next = reinterpret_cast<const char*>(tile + (row + kRows) * row_stride + channel * kRows) + kAhead;
 #pragma GCC unroll 32
   for (int i = 0; i < kLines; ++i) __builtin_prefetch(next + i * kLine, 0, 2);
@@ -75,7 +75,8 @@ FASTCNN_INLINE inline void prefetch_step(const T* tile, int64_t row_stride, int6
 
 // Adds a block of rows to s1 and s2 [kMaxBatchNormTileChannels]: the sums of x - shift and of its squares.
 template <typename T>
-void add_stats(const BatchNormStatsArgs<T> a, const T* input, int64_t rows, const T* shift, T* s1, T* s2) {
+void add_stats(const BatchNormStatsArgs<T> a, const T* input, int64_t rows, const Compute<T>* shift, Compute<T>* s1,
+               Compute<T>* s2) {
   using V = Vec<T>;
   over_rows_of_channels<T, 1>(
       rows, a.channels,
@@ -103,20 +104,21 @@ void add_stats(const BatchNormStatsArgs<T> a, const T* input, int64_t rows, cons
       });
 }
 
-// One block of rows is summed in T, shifted by the mean so far so that a mean far from zero does not cancel; the blocks
-// are merged in double (Chan, Golub and LeVeque 1979). The first block is shifted by its first row, and is short: were
-// that row far from the others, the sums would lose as many digits as the block's length has.
+// One block of rows is summed in the compute type, shifted by the mean so far so that a mean far from zero does not
+// cancel; the blocks are merged in double (Chan, Golub and LeVeque 1979). The first block is shifted by its first row,
+// and is short: were that row far from the others, the sums would lose as many digits as the block's length has.
 template <typename T>
 void batch_norm_stats(const BatchNormStatsArgs<T>& args) {
   const BatchNormStatsArgs<T> a = args;
   constexpr int64_t kRoom = kMaxBatchNormTileChannels + Vec<T>::kWidth;  // the last register may not be whole
-  alignas(64) T shift[kRoom], s1[kRoom], s2[kRoom];
+  using C = Compute<T>;
+  alignas(64) C shift[kRoom], s1[kRoom], s2[kRoom];
   double* __restrict__ sum = a.sum;
   double* __restrict__ square = a.square;
   // Zero where a mean is not finite: a shift by it would make NaN of every difference, and lose the infinity.
-  const auto usable = [](T mean) { return mean - mean == 0 ? mean : T(0); };
+  const auto usable = [](C mean) { return mean - mean == 0 ? mean : C(0); };
   const int64_t padded = a.channels + Vec<T>::kWidth;
-  for (int64_t i = 0; i < a.channels; ++i) sum[i] = square[i] = 0, shift[i] = usable(a.input[i]);
+  for (int64_t i = 0; i < a.channels; ++i) sum[i] = square[i] = 0, shift[i] = usable(widen(a.input[i]));
   for (int64_t i = a.channels; i < padded; ++i) shift[i] = 0;
 
   int64_t rows = 0;
@@ -133,18 +135,18 @@ void batch_norm_stats(const BatchNormStatsArgs<T>& args) {
       const double distance = block_sum * inverse - sum[i] * inverse_before;
       square[i] += s2[i] - s * s * inverse + distance * distance * weight;
       sum[i] += block_sum;
-      shift[i] = usable(static_cast<T>(sum[i] * inverse_all));
+      shift[i] = usable(static_cast<C>(sum[i] * inverse_all));
     }
   }
 }
 
-// Blocks of rows summed in T, added up in double.
+// Blocks of rows summed in the compute type, added up in double.
 template <bool kMask, bool kResult, typename T>
 void grad_sums_tile(const BatchNormGradSumsArgs<T> a) {
   using V = Vec<T>;
   constexpr int64_t kRoom = kMaxBatchNormTileChannels + V::kWidth;
-  alignas(64) T s1[kRoom], s2[kRoom], mean[kRoom];
-  T *const grads = s1, *const products_of = s2, *const means = mean;
+  alignas(64) Compute<T> s1[kRoom], s2[kRoom], mean[kRoom];
+  Compute<T>*const grads = s1, *const products_of = s2, *const means = mean;
   double* __restrict__ sum = a.sum;
   double* __restrict__ product = a.product;
   const int64_t padded = a.channels + V::kWidth;

@@ -4,6 +4,8 @@
 #pragma once
 #include <cstdint>
 
+#include "element.h"
+
 #define FASTCNN_BATCH_NORM_KERNELS(KERNEL)            \
   KERNEL(batch_norm_stats, BatchNormStatsArgs)        \
   KERNEL(batch_norm_apply, BatchNormApplyArgs)        \
@@ -20,7 +22,7 @@ template <typename T>
 struct BatchNormStatsArgs {
   const T* input;  // [rows, row_stride]
   int64_t rows, channels, row_stride;
-  int64_t block_rows;  // rows summed in T before double takes over
+  int64_t block_rows;  // rows summed in Compute<T> before double takes over
   double* sum;         // [channels]
   double* square;      // [channels]
 };
@@ -28,13 +30,13 @@ struct BatchNormStatsArgs {
 // output = relu((input - mean) * scale + shift + residual)
 template <typename T>
 struct BatchNormApplyArgs {
-  const T* input;     // [rows, row_stride]
-  const T* residual;  // [rows, residual_stride], or null
-  const T* mean;      // [channels]
-  const T* scale;     // [channels]
-  const T* shift;     // [channels]
-  T* output;          // [rows, output_stride]
-  uint8_t* mask;      // [rows, mask_stride], or null
+  const T* input;           // [rows, row_stride]
+  const T* residual;        // [rows, residual_stride], or null
+  const Compute<T>* mean;   // [channels]
+  const Compute<T>* scale;  // [channels]
+  const Compute<T>* shift;  // [channels]
+  T* output;                // [rows, output_stride]
+  uint8_t* mask;            // [rows, mask_stride], or null
   int64_t rows, channels, row_stride, residual_stride, output_stride, mask_stride;
   bool relu;
   bool streamed;  // the output goes around the caches; it and output_stride must be aligned to 64 bytes
@@ -44,17 +46,17 @@ struct BatchNormApplyArgs {
 // and where `result` is not null, result = addend + grad * scale; the result may take grad_output's or addend's place.
 template <typename T>
 struct BatchNormGradSumsArgs {
-  const T* grad_output;  // [rows, grad_stride]
-  const T* input;        // [rows, row_stride]
-  const uint8_t* mask;   // [rows, mask_stride], or null
-  const T* mean;         // [channels]
+  const T* grad_output;    // [rows, grad_stride]
+  const T* input;          // [rows, row_stride]
+  const uint8_t* mask;     // [rows, mask_stride], or null
+  const Compute<T>* mean;  // [channels]
   int64_t rows, channels, row_stride, grad_stride, mask_stride;
-  int64_t block_rows;  // rows summed in T before double takes over
-  double* sum;         // [channels]
-  double* product;     // [channels]
-  const T* scale;      // [channels]
-  const T* addend;     // [rows, addend_stride]
-  T* result;           // [rows, result_stride], or null
+  int64_t block_rows;       // rows summed in Compute<T> before double takes over
+  double* sum;              // [channels]
+  double* product;          // [channels]
+  const Compute<T>* scale;  // [channels]
+  const T* addend;          // [rows, addend_stride]
+  T* result;                // [rows, result_stride], or null
   int64_t addend_stride, result_stride;
 };
 
@@ -62,15 +64,15 @@ struct BatchNormGradSumsArgs {
 // grad_residual = grad.
 template <typename T>
 struct BatchNormGradInputArgs {
-  const T* grad_output;  // [rows, grad_stride]
-  const T* input;        // [rows, row_stride], or null
-  const uint8_t* mask;   // [rows, mask_stride], or null
-  const T* mean;         // [channels]
-  const T* scale;        // [channels]
-  const T* slope;        // [channels]
-  const T* offset;       // [channels]
-  T* grad_input;         // [rows, output_stride]
-  T* grad_residual;      // [rows, output_stride], or null
+  const T* grad_output;      // [rows, grad_stride]
+  const T* input;            // [rows, row_stride], or null
+  const uint8_t* mask;       // [rows, mask_stride], or null
+  const Compute<T>* mean;    // [channels]
+  const Compute<T>* scale;   // [channels]
+  const Compute<T>* slope;   // [channels]
+  const Compute<T>* offset;  // [channels]
+  T* grad_input;             // [rows, output_stride]
+  T* grad_residual;          // [rows, output_stride], or null
   int64_t rows, channels, row_stride, grad_stride, output_stride, mask_stride;
   bool streamed;  // as BatchNormApplyArgs', for both results
 };

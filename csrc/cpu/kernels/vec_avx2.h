@@ -189,6 +189,7 @@ struct VecHalf : Vec<float> {
     return load(lanes);
   }
   static void store(E* p, Reg a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), Vec<E>::narrow(a)); }
+  static void stream(E* p, Reg a) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), Vec<E>::narrow(a)); }
   static void store_first(E* p, Reg a, int n) {
     if (n == kWidth) return store(p, a);
     alignas(16) E lanes[kWidth];

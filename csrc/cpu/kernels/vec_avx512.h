@@ -159,6 +159,7 @@ struct VecHalf : Vec<float> {
   static Reg load(const E* p) { return Vec<E>::widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static Reg load_first(const E* p, int n) { return Vec<E>::widen(_mm256_maskz_loadu_epi16(first(n), p)); }
   static void store(E* p, Reg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), Vec<E>::narrow(a)); }
+  static void stream(E* p, Reg a) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), Vec<E>::narrow(a)); }
   static void store_first(E* p, Reg a, int n) { _mm256_mask_storeu_epi16(p, first(n), Vec<E>::narrow(a)); }
 };
 

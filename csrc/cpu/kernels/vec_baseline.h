@@ -110,6 +110,7 @@ struct VecHalf : Vec<float> {
     return a;
   }
   static void store(E* p, Reg a) { store_first(p, a, kWidth); }
+  static void stream(E* p, Reg a) { store(p, a); }
   static void store_first(E* p, Reg a, int n) {
     for (int i = 0; i < n; ++i) p[i] = narrow<E>(a[i]);
   }
