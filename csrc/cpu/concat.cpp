@@ -13,7 +13,7 @@ namespace fastcnn::cpu {
 namespace {
 
 constexpr int64_t kGrainBytes = 128 * 1024;  // below this a second thread costs more than it gives
-constexpr int64_t kLongRun = 512;            // from here on memcpy's call costs nothing
+constexpr int64_t kLongRun = 2048;           // from here on memcpy is as fast; measured on EPYC 9004
 
 struct Part {
   at::Tensor dense;
