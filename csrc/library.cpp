@@ -29,6 +29,11 @@ TORCH_LIBRARY(fastcnn, m) {
   m.def(
       "batch_norm_infer_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, "
       "Tensor mask, float eps, bool[4] output_mask, Tensor? switches=None) -> (Tensor, Tensor, Tensor, Tensor)");
+  // Moves the running statistics towards the batch's; the one op that writes to its arguments, because the wrapper's
+  // job is that, and as several of torch's ops it takes longer than a small layer.
+  m.def(
+      "_batch_norm_update(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, float momentum, "
+      "SymInt rows) -> ()");
   m.def("concat(Tensor[] tensors, int dim=0) -> Tensor");
   m.def(
       "conv2d(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=1, SymInt[2] padding=0, "

@@ -70,6 +70,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_infer_backward(const Tenso
   FASTCNN_CALL(batch_norm_infer_backward, grad_output, input, mean, var, weight, mask, eps, output_mask, switches);
 }
 
+void _batch_norm_update(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
+                        double momentum, c10::SymInt rows) {
+  FASTCNN_CALL(_batch_norm_update, running_mean, running_var, mean, var, momentum, rows);
+}
+
 Tensor concat(at::TensorList tensors, int64_t dim) { FASTCNN_CALL(concat, tensors, dim); }
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,

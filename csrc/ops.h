@@ -46,6 +46,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_infer_backward(const Tenso
                                                                      double eps, std::array<bool, 4> output_mask,
                                                                      const OptionalTensor& switches);
 
+void _batch_norm_update(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
+                        double momentum, c10::SymInt rows);
+
 Tensor concat(at::TensorList tensors, int64_t dim);
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,

@@ -245,8 +245,23 @@ Gradients batch_norm_backward_autograd(const Tensor& grad_output, const Tensor& 
   return {grads[0], grads[1], grads[2], grads[3]};
 }
 
+// No gradient flows through the running statistics, but whoever saved them for a backward must notice the change.
+void batch_norm_update_in_place(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
+                                const Tensor& var, double momentum, c10::SymInt rows) {
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ops::_batch_norm_update(running_mean, running_var, mean, var, momentum, std::move(rows));
+  }
+  torch::autograd::impl::bump_version(running_mean);
+  torch::autograd::impl::bump_version(running_var);
+}
+
 }  // namespace
 }  // namespace fastcnn::autograd
+
+TORCH_LIBRARY_IMPL(fastcnn, ADInplaceOrView, m) {
+  m.impl("_batch_norm_update", fastcnn::autograd::batch_norm_update_in_place);
+}
 
 // torch's autocast leaves batch norm in the input's dtype, and so do we.
 TORCH_LIBRARY_IMPL(fastcnn, Autograd, m) {
@@ -255,5 +270,6 @@ TORCH_LIBRARY_IMPL(fastcnn, Autograd, m) {
   m.impl("batch_norm_train_backward", fastcnn::autograd::batch_norm_backward_autograd<true>);
   m.impl("batch_norm_infer", fastcnn::autograd::batch_norm_infer_autograd);
   m.impl("_batch_norm_infer", fastcnn::autograd::_batch_norm_infer_autograd);
+  m.impl("_batch_norm_update", torch::CppFunction::makeFallthrough());
   m.impl("batch_norm_infer_backward", fastcnn::autograd::batch_norm_backward_autograd<false>);
 }

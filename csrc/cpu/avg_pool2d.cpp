@@ -39,12 +39,11 @@ Tensor forward(const Pool2dGeometry& g, const Tensor& input, const MakeWindows& 
   backends::record_kernel("avg_pool2d");
   const int64_t sizes[] = {g.batch, g.channels, g.out_h, g.out_w};
   return filled(sizes, input.options(), input.suggest_memory_format(), [&](const Tensor& output) {
-    const Tensor nhwc = to_nhwc(input);
+    const Tensor nhwc = input.contiguous(kNhwc);
     const Windows w = windows();
-    with_compute_type(output, [&](auto zero) {
-      using T = decltype(zero);
-      const AvgPool2dArgs<T> args{nhwc.const_data_ptr<T>(),
-                                  output.mutable_data_ptr<T>(),
+    with_element(output.scalar_type(), [&]<typename T>() {
+      const AvgPool2dArgs<T> args{data_of<T>(nhwc),
+                                  mutable_data_of<T>(output),
                                   w.rows.data(),
                                   w.cols.data(),
                                   g.channels,
@@ -62,8 +61,8 @@ Tensor forward(const Pool2dGeometry& g, const Tensor& input, const MakeWindows& 
 
 template <typename T>
 void backward(const Pool2dGeometry& g, const Windows& w, const Tensor& grad_output, const Tensor& grad_input) {
-  const T* grad = grad_output.const_data_ptr<T>();
-  T* result = grad_input.mutable_data_ptr<T>();
+  const T* grad = data_of<T>(grad_output);
+  T* result = mutable_data_of<T>(grad_input);
   if (are_disjoint(w.rows, 1) && are_disjoint(w.cols, 1)) {
     backends::record_kernel("avg_pool2d_backward_disjoint");
     const Pool2dDisjointArgs<T> args{grad,          nullptr,    nullptr, result, w.rows.data(),
@@ -85,9 +84,9 @@ Tensor backward(const Pool2dGeometry& g, const Tensor& grad_output, at::MemoryFo
                 const MakeWindows& windows) {
   const int64_t sizes[] = {g.batch, g.channels, g.in_h, g.in_w};
   return filled(sizes, grad_output.options(), format, [&](const Tensor& grad_input) {
-    const Tensor nhwc = to_nhwc(grad_output);
+    const Tensor nhwc = grad_output.contiguous(kNhwc);
     const Windows w = windows();
-    with_compute_type(grad_input, [&](auto zero) { backward<decltype(zero)>(g, w, nhwc, grad_input); });
+    with_element(grad_input.scalar_type(), [&]<typename T>() { backward<T>(g, w, nhwc, grad_input); });
   });
 }
 
@@ -95,11 +94,9 @@ Tensor global_forward(const Pool2dGeometry& g, const Tensor& input) {
   backends::record_kernel("global_avg_pool2d");
   const int64_t sizes[] = {g.batch, g.channels, 1, 1};
   return filled(sizes, input.options(), input.suggest_memory_format(), [&](const Tensor& output) {
-    const Tensor nhwc = to_nhwc(input);
-    with_compute_type(output, [&](auto zero) {
-      using T = decltype(zero);
-      const GlobalAvgPool2dArgs<T> args{
-          nhwc.const_data_ptr<T>(), output.mutable_data_ptr<T>(), g.channels, g.in_h, g.in_w, 0, 0};
+    const Tensor nhwc = input.contiguous(kNhwc);
+    with_element(output.scalar_type(), [&]<typename T>() {
+      const GlobalAvgPool2dArgs<T> args{data_of<T>(nhwc), mutable_data_of<T>(output), g.channels, g.in_h, g.in_w, 0, 0};
       over_rows(args, g.batch, g.in_h * g.in_w * g.channels, kernels().of<T>().global_avg_pool2d);
     });
   });
@@ -109,11 +106,10 @@ Tensor global_backward(const Pool2dGeometry& g, const Tensor& grad_output, at::M
   backends::record_kernel("global_avg_pool2d_backward");
   const int64_t sizes[] = {g.batch, g.channels, g.in_h, g.in_w};
   return filled(sizes, grad_output.options(), format, [&](const Tensor& grad_input) {
-    const Tensor nhwc = to_nhwc(grad_output);
-    with_compute_type(grad_input, [&](auto zero) {
-      using T = decltype(zero);
+    const Tensor nhwc = grad_output.contiguous(kNhwc);
+    with_element(grad_input.scalar_type(), [&]<typename T>() {
       const GlobalAvgPool2dArgs<T> args{
-          nhwc.const_data_ptr<T>(), grad_input.mutable_data_ptr<T>(), g.channels, g.in_h, g.in_w, 0, 0};
+          data_of<T>(nhwc), mutable_data_of<T>(grad_input), g.channels, g.in_h, g.in_w, 0, 0};
       over_rows(args, g.batch, g.in_h * g.in_w * g.channels, kernels().of<T>().global_avg_pool2d_backward);
     });
   });

@@ -23,10 +23,10 @@ struct RowsResult {
   Tensor result, rows;
 
   RowsResult() = default;
-  RowsResult(const Tensor& like, at::ScalarType dtype)
+  explicit RowsResult(const Tensor& like)
       : result(empty(like.sizes(), like.options().memory_format(like.suggest_memory_format()))),
         rows(result.movedim(1, -1)) {
-    if (result.scalar_type() != dtype || !rows.is_contiguous()) rows = empty(rows.sizes(), like.options().dtype(dtype));
+    if (!rows.is_contiguous()) rows = empty(rows.sizes(), like.options());
   }
   Tensor finish() const {
     if (result.data_ptr() != rows.data_ptr()) result.copy_(rows.movedim(-1, 1));
@@ -39,35 +39,36 @@ template <typename T>
 Results forward(const BatchNormGeometry& g, const Tensor& input, const OptionalTensor& mean, const OptionalTensor& var,
                 const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& residual, double eps,
                 bool relu, bool with_mask) {
-  constexpr auto dtype = c10::CppTypeToScalarType<T>::value;
+  constexpr auto dtype = kElementDtype<T>;
   const auto bytes = input.options().dtype(at::kByte);
   const Tensor mask = relu && with_mask ? empty({g.rows, g.mask_stride}, bytes) : empty({0}, bytes);
-  RowsResult output(input, dtype);
+  RowsResult output(input);
   Moments m{channel_values(mean, g.channels, 0), channel_values(var, g.channels, 0)};
   if (input.numel() > 0) {
     const bool adds = residual.has_value() && residual->defined();
     const Tensor rows = rows_of(input, dtype), added = adds ? rows_of(*residual, dtype) : Tensor();
     if (!mean.has_value()) m = batch_norm_moments<T>(g, const_rows<T>(rows));
     batch_norm_apply<T>(g, const_rows<T>(rows), m, weight, bias, adds ? const_rows<T>(added) : Rows<const T>{}, eps,
-                        relu, {output.rows.template mutable_data_ptr<T>(), g.channels},
+                        relu, {mutable_data_of<T>(output.rows), g.channels},
                         mask.numel() > 0 ? mask.mutable_data_ptr<uint8_t>() : nullptr);
   }
   if (mean.has_value()) return {output.finish(), Tensor(), Tensor(), mask};
-  return {output.finish(), channel_tensor(m.mean, input, dtype), channel_tensor(m.var, input, dtype), mask};
+  return {output.finish(), channel_tensor(m.mean, input, kComputeDtype<T>),
+          channel_tensor(m.var, input, kComputeDtype<T>), mask};
 }
 
 template <typename T>
 Results backward(const BatchNormGeometry& g, bool training, const Tensor& grad_output, const Tensor& input,
                  const Tensor& mean, const Tensor& var, const OptionalTensor& weight, const Tensor& mask, double eps,
                  std::array<bool, 4> output_mask) {
-  constexpr auto dtype = c10::CppTypeToScalarType<T>::value;
+  constexpr auto dtype = kElementDtype<T>;
   const int64_t c = g.channels;
   const bool elementwise = output_mask[0] || output_mask[3];
   const bool reduces = output_mask[1] || output_mask[2] || (training && output_mask[0]);
   const auto none = [&] { return empty({0}, input.options()); };
   RowsResult grad_input, grad_residual;
-  if (elementwise) grad_input = RowsResult(input, dtype);
-  if (output_mask[3]) grad_residual = RowsResult(input, dtype);
+  if (elementwise) grad_input = RowsResult(input);
+  if (output_mask[3]) grad_residual = RowsResult(input);
   GradSums sums{std::vector<double>(c, 0), std::vector<double>(c, 0)};
   const Moments m{channel_values(mean, c, 0), channel_values(var, c, 0)};
 
@@ -80,8 +81,8 @@ Results backward(const BatchNormGeometry& g, bool training, const Tensor& grad_o
       const GradFactors factors = batch_norm_grad_factors(g, m, batch_norm_scale(m, weight, eps, c), sums, eps);
       const bool by_statistics = training && output_mask[0];
       batch_norm_grad_input<T>(g, dy, by_statistics ? x : Rows<const T>{}, m.mean, bits, factors,
-                               {grad_input.rows.template mutable_data_ptr<T>(), c},
-                               output_mask[3] ? grad_residual.rows.template mutable_data_ptr<T>() : nullptr);
+                               {mutable_data_of<T>(grad_input.rows), c},
+                               output_mask[3] ? mutable_data_of<T>(grad_residual.rows) : nullptr);
     }
   }
   const bool has_weight = weight.has_value() && weight->defined();
@@ -98,8 +99,9 @@ Results forward_cpu(const BatchNormGeometry& g, const Tensor& input, const Optio
                     const OptionalTensor& residual, double eps, bool relu, bool with_mask) {
   if (!is_covered(input.scalar_type()))
     return fallback::batch_norm(input, mean, var, weight, bias, residual, eps, relu, with_mask);
-  const auto run = input.scalar_type() == at::kDouble ? &forward<double> : &forward<float>;
-  return run(g, input, mean, var, weight, bias, residual, eps, relu, with_mask);
+  return with_element(input.scalar_type(), [&]<typename T>() {
+    return forward<T>(g, input, mean, var, weight, bias, residual, eps, relu, with_mask);
+  });
 }
 
 Results _batch_norm_train_cpu(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
@@ -138,12 +140,39 @@ Results batch_norm_backward_cpu(const Tensor& grad_output, const Tensor& input, 
   const auto g = checks::batch_norm_backward(grad_output, input, mean, var, weight, mask);
   if (!is_covered(input.scalar_type()))
     return fallback::batch_norm_backward(kTraining, grad_output, input, mean, var, weight, mask, eps, output_mask);
-  const auto run = input.scalar_type() == at::kDouble ? &backward<double> : &backward<float>;
-  return run(g, kTraining, grad_output, input, mean, var, weight, mask, eps, output_mask);
+  return with_element(input.scalar_type(), [&]<typename T>() {
+    return backward<T>(g, kTraining, grad_output, input, mean, var, weight, mask, eps, output_mask);
+  });
+}
+
+// running = (1 - momentum) * running + momentum * factor * batch
+void move_running(const Tensor& running, const Tensor& batch, double momentum, double factor) {
+  const bool plain = running.device().is_cpu() && running.scalar_type() == at::kFloat &&
+                     batch.scalar_type() == at::kFloat && running.is_contiguous() && batch.is_contiguous();
+  if (!plain) {
+    const Tensor moved = running.to(batch.scalar_type()).mul(1 - momentum).add(batch, momentum * factor);
+    running.copy_(moved);
+    return;
+  }
+  float* r = running.mutable_data_ptr<float>();
+  const float* b = batch.const_data_ptr<float>();
+  const float keep = static_cast<float>(1 - momentum), take = static_cast<float>(momentum * factor);
+  for (int64_t i = 0; i < running.numel(); ++i) r[i] = keep * r[i] + take * b[i];
+}
+
+void batch_norm_update(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
+                       double momentum, int64_t rows) {
+  move_running(running_mean, mean, momentum, 1);
+  move_running(running_var, var, momentum, static_cast<double>(rows) / static_cast<double>(rows - 1));
 }
 
 }  // namespace
 }  // namespace fastcnn::cpu
+
+// On every device: where it is not plain memory, torch's ops do it.
+TORCH_LIBRARY_IMPL(fastcnn, CompositeExplicitAutograd, m) {
+  m.impl("_batch_norm_update", fastcnn::cpu::batch_norm_update);
+}
 
 TORCH_LIBRARY_IMPL(fastcnn, CPU, m) {
   m.impl("batch_norm_train", fastcnn::cpu::batch_norm_train_cpu);

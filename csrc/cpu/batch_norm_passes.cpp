@@ -6,6 +6,7 @@
 #include "../common/backends.h"
 #include "batch_norm.h"
 #include "capability.h"
+#include "dtypes.h"
 #include "memory.h"
 #include "parallel.h"
 #include "rows.h"
@@ -14,12 +15,13 @@ namespace fastcnn::cpu {
 namespace {
 
 // Measured on two EPYC 9004 cores with 1 MB of L2 each. A tile is one thread's unit of work; a block is what a
-// reduction sums in the element type before double takes over.
+// reduction sums in the compute type before double takes over.
 constexpr int64_t kTileBytes = 128 * 1024;
-constexpr int64_t kTileChannels = 512;  // a multiple of every register's lanes and of the mask's 8
-constexpr int64_t kBlockBytes = 64 * 1024;
-constexpr int64_t kMinBlockRows = 32, kMaxBlockRows = 128;
+constexpr int64_t kMinTileRows = 64;  // fewer, and the tiles' sums in double are a load of their own
+constexpr int64_t kBlockRows = 128;
 constexpr int64_t kGrainTiles = 2;  // a thread's least work
+// A result of this size goes around the caches: they would not hold it until it is read.
+constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;
 
 struct Tile {
   int64_t index;  // among the tiles of rows
@@ -30,16 +32,13 @@ struct Tile {
 class Tiles {
  public:
   Tiles(const BatchNormGeometry& g, int64_t element_size) : g_(g) {
-    tile_channels_ = std::max<int64_t>(1, std::min(kTileChannels, g.channels));
-    const int64_t row_bytes = tile_channels_ * element_size;
-    block_rows_ = std::clamp(kBlockBytes / row_bytes, kMinBlockRows, kMaxBlockRows);
-    tile_rows_ = std::max<int64_t>(1, kTileBytes / (row_bytes * block_rows_)) * block_rows_;
+    tile_channels_ = std::max<int64_t>(1, std::min(kMaxBatchNormTileChannels, g.channels));
+    tile_rows_ = std::max(kMinTileRows, kTileBytes / (tile_channels_ * element_size));
     along_rows_ = ceil_div(g.rows, tile_rows_);
     along_channels_ = ceil_div(g.channels, tile_channels_);
   }
 
   int64_t along_rows() const { return along_rows_; }
-  int64_t block_rows() const { return block_rows_; }
   int64_t rows_of(int64_t index) const { return std::min(tile_rows_, g_.rows - index * tile_rows_); }
 
   template <typename Work>
@@ -55,7 +54,7 @@ class Tiles {
 
  private:
   BatchNormGeometry g_;
-  int64_t tile_rows_, tile_channels_, block_rows_, along_rows_, along_channels_;
+  int64_t tile_rows_, tile_channels_, along_rows_, along_channels_;
 };
 
 template <typename T>
@@ -66,9 +65,19 @@ template <typename Byte>
 Byte* mask_at(Byte* mask, const Tile& t, const BatchNormGeometry& g) {
   return mask != nullptr ? mask + t.row * g.mask_stride + t.channel / 8 : nullptr;
 }
+// The values in the type that T is computed in.
 template <typename T>
-std::vector<T> narrowed(const std::vector<double>& values, int64_t channels) {
-  return std::vector<T>(values.begin(), values.begin() + channels);
+std::vector<Compute<T>> narrowed(const std::vector<double>& values, int64_t channels) {
+  return {values.begin(), values.begin() + channels};
+}
+
+// Whether a result without gaps, or none, is large and its rows are whole cache lines.
+template <typename T>
+bool is_streamed(const BatchNormGeometry& g, Rows<T> result) {
+  constexpr int64_t kLine = 64;
+  const int64_t row_bytes = g.channels * static_cast<int64_t>(sizeof(T));
+  return result.data == nullptr || (result.stride == g.channels && g.rows * row_bytes >= kStreamedBytes &&
+                                    row_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(result.data) % kLine == 0);
 }
 
 }  // namespace
@@ -106,7 +115,7 @@ at::Tensor rows_of(const at::Tensor& t, at::ScalarType dtype) {
 
 template <typename T>
 Rows<const T> const_rows(const at::Tensor& rows) {
-  return {rows.const_data_ptr<T>(), row_stride(rows).value()};
+  return {data_of<T>(rows), row_stride(rows).value()};
 }
 
 template <typename T>
@@ -118,8 +127,8 @@ Moments batch_norm_moments(const BatchNormGeometry& g, Rows<const T> input) {
   std::vector<double> sums(tiles.along_rows() * c), squares(tiles.along_rows() * c);
   tiles.run(/*reversed=*/false, [&](const Tile& t) {
     const int64_t at = t.index * c + t.channel;
-    kernels().of<T>().batch_norm_stats({at_tile(input, t), t.rows, t.channels, input.stride, tiles.block_rows(),
-                                        sums.data() + at, squares.data() + at});
+    kernels().of<T>().batch_norm_stats(
+        {at_tile(input, t), t.rows, t.channels, input.stride, kBlockRows, sums.data() + at, squares.data() + at});
   });
   // 2. Merged in order: Chan, Golub and LeVeque 1979.
   Moments m{std::vector<double>(c, 0), std::vector<double>(c, 0)};
@@ -148,17 +157,19 @@ void batch_norm_apply(const BatchNormGeometry& g, Rows<const T> input, const Mom
                       const OptionalTensor& bias, Rows<const T> residual, double eps, bool relu, Rows<T> output,
                       uint8_t* mask) {
   backends::record_kernel("batch_norm_apply");
-  // The mean's part that T does not hold goes into the shift: it matters where mean >> standard deviation.
+  // The mean's part that the compute type does not hold goes into the shift: it matters where mean >> standard
+  // deviation.
   const int64_t c = g.channels;
   std::vector<double> scale = batch_norm_scale(m, weight, eps, c), shift = channel_values(bias, c, 0);
-  const std::vector<T> mean = narrowed<T>(m.mean, c);
+  const std::vector<Compute<T>> mean = narrowed<T>(m.mean, c);
   for (int64_t i = 0; i < c; ++i) shift[i] -= (m.mean[i] - static_cast<double>(mean[i])) * scale[i];
-  const std::vector<T> scales = narrowed<T>(scale, c), shifts = narrowed<T>(shift, c);
+  const std::vector<Compute<T>> scales = narrowed<T>(scale, c), shifts = narrowed<T>(shift, c);
+  const bool streamed = is_streamed(g, output);
   Tiles(g, sizeof(T)).run(/*reversed=*/true, [&](const Tile& t) {
     kernels().of<T>().batch_norm_apply({at_tile(input, t), at_tile(residual, t), mean.data() + t.channel,
                                         scales.data() + t.channel, shifts.data() + t.channel, at_tile(output, t),
                                         mask_at(mask, t, g), t.rows, t.channels, input.stride, residual.stride,
-                                        output.stride, g.mask_stride, relu});
+                                        output.stride, g.mask_stride, relu, streamed});
   });
 }
 
@@ -169,17 +180,16 @@ GradSums batch_norm_grad_sums(const BatchNormGeometry& g, Rows<const T> grad_out
   backends::record_kernel("batch_norm_grad_sums");
   const int64_t c = g.channels;
   const Tiles tiles(g, sizeof(T));
-  const std::vector<T> means = narrowed<T>(mean, c), scales = result ? narrowed<T>(result->scale, c) : means;
+  const std::vector<Compute<T>> means = narrowed<T>(mean, c), scales = result ? narrowed<T>(result->scale, c) : means;
   const Rows<const T> addend = result ? result->addend : Rows<const T>{};
   const Rows<T> out = result ? result->result : Rows<T>{};
   std::vector<double> sums(tiles.along_rows() * c), products(tiles.along_rows() * c);
   tiles.run(/*reversed=*/false, [&](const Tile& t) {
     const int64_t part = t.index * c + t.channel;
-    kernels().of<T>().batch_norm_grad_sums({at_tile(grad_output, t), at_tile(input, t), mask_at(mask, t, g),
-                                            means.data() + t.channel, t.rows, t.channels, input.stride,
-                                            grad_output.stride, g.mask_stride, tiles.block_rows(), sums.data() + part,
-                                            products.data() + part, scales.data() + t.channel, at_tile(addend, t),
-                                            at_tile(out, t), addend.stride, out.stride});
+    kernels().of<T>().batch_norm_grad_sums(
+        {at_tile(grad_output, t), at_tile(input, t), mask_at(mask, t, g), means.data() + t.channel, t.rows, t.channels,
+         input.stride, grad_output.stride, g.mask_stride, kBlockRows, sums.data() + part, products.data() + part,
+         scales.data() + t.channel, at_tile(addend, t), at_tile(out, t), addend.stride, out.stride});
   });
   GradSums total{std::vector<double>(c, 0), std::vector<double>(c, 0)};
   for (int64_t index = 0; index < tiles.along_rows(); ++index)
@@ -212,15 +222,16 @@ void batch_norm_grad_input(const BatchNormGeometry& g, Rows<const T> grad_output
                            Rows<T> grad_input, T* grad_residual) {
   backends::record_kernel("batch_norm_grad_input");
   const int64_t c = g.channels;
-  const std::vector<T> means = narrowed<T>(mean, c), scales = narrowed<T>(factors.scale, c),
-                       slopes = narrowed<T>(factors.slope, c), offsets = narrowed<T>(factors.offset, c);
+  const std::vector<Compute<T>> means = narrowed<T>(mean, c), scales = narrowed<T>(factors.scale, c),
+                                slopes = narrowed<T>(factors.slope, c), offsets = narrowed<T>(factors.offset, c);
   const Rows<T> residual{grad_residual, grad_input.stride};
+  const bool streamed = is_streamed(g, grad_input) && is_streamed(g, residual);
   Tiles(g, sizeof(T)).run(/*reversed=*/true, [&](const Tile& t) {
     const int64_t k = t.channel;
-    kernels().of<T>().batch_norm_grad_input({at_tile(grad_output, t), at_tile(input, t), mask_at(mask, t, g),
-                                             means.data() + k, scales.data() + k, slopes.data() + k, offsets.data() + k,
-                                             at_tile(grad_input, t), at_tile(residual, t), t.rows, t.channels,
-                                             input.stride, grad_output.stride, grad_input.stride, g.mask_stride});
+    kernels().of<T>().batch_norm_grad_input(
+        {at_tile(grad_output, t), at_tile(input, t), mask_at(mask, t, g), means.data() + k, scales.data() + k,
+         slopes.data() + k, offsets.data() + k, at_tile(grad_input, t), at_tile(residual, t), t.rows, t.channels,
+         input.stride, grad_output.stride, grad_input.stride, g.mask_stride, streamed});
   });
 }
 
@@ -234,8 +245,7 @@ void batch_norm_grad_input(const BatchNormGeometry& g, Rows<const T> grad_output
                                             const std::optional<GradSumsResult<T>>&);                               \
   template void batch_norm_grad_input<T>(const BatchNormGeometry&, Rows<const T>, Rows<const T>,                    \
                                          const std::vector<double>&, const uint8_t*, const GradFactors&, Rows<T>, T*);
-FASTCNN_INSTANTIATE(float)
-FASTCNN_INSTANTIATE(double)
+FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)
 #undef FASTCNN_INSTANTIATE
 
 }  // namespace fastcnn::cpu

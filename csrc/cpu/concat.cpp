@@ -13,12 +13,26 @@ namespace fastcnn::cpu {
 namespace {
 
 constexpr int64_t kGrainBytes = 128 * 1024;  // below this a second thread costs more than it gives
+constexpr int64_t kLongRun = 2048;           // from here on memcpy is as fast; measured on EPYC 9004
 
 struct Part {
   at::Tensor dense;
   const char* data;
   int64_t bytes;  // of a run
 };
+
+// A short run costs memcpy less than its call: whole chunks, and one over their end.
+inline void copy_run(char* to, const char* from, int64_t bytes) {
+  constexpr int64_t kChunk = 16, kChunks = 64;
+  if (bytes < kChunk || bytes >= kLongRun) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  int64_t i = 0;
+  for (; i + kChunks <= bytes; i += kChunks) std::memcpy(to + i, from + i, kChunks);
+  for (; i + kChunk <= bytes; i += kChunk) std::memcpy(to + i, from + i, kChunk);
+  if (i < bytes) std::memcpy(to + bytes - kChunk, from + bytes - kChunk, kChunk);
+}
 
 // Writes the output from beginning to end: tensor by tensor each would leave gaps in it, and fetch its lines again.
 void copy_runs(char* out, const std::vector<Part>& parts, int64_t rows, int64_t row_bytes) {
@@ -27,7 +41,7 @@ void copy_runs(char* out, const std::vector<Part>& parts, int64_t rows, int64_t 
     char* to = out + begin * row_bytes;
     for (int64_t r = begin; r < end; ++r)
       for (const Part& part : parts) {
-        std::memcpy(to, part.data + r * part.bytes, part.bytes);
+        copy_run(to, part.data + r * part.bytes, part.bytes);
         to += part.bytes;
       }
   });

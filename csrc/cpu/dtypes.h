@@ -25,7 +25,13 @@ auto with_element(at::ScalarType dtype, const Run& run) {
   }
 }
 
-// The dtype that E is computed in.
+// The dtype of a tensor of E, and the one that E is computed in.
+template <typename E>
+constexpr at::ScalarType kElementDtype = c10::CppTypeToScalarType<E>::value;
+template <>
+inline constexpr at::ScalarType kElementDtype<BFloat16> = at::kBFloat16;
+template <>
+inline constexpr at::ScalarType kElementDtype<Float16> = at::kHalf;
 template <typename E>
 constexpr at::ScalarType kComputeDtype = c10::CppTypeToScalarType<Compute<E>>::value;
 

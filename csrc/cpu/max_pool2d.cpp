@@ -36,8 +36,8 @@ template <typename T>
 void forward(const Pool2dGeometry& g, const Tensor& input, const Tensor& output, const Tensor& offsets) {
   backends::record_kernel("max_pool2d");
   const auto rows = row_windows(g), cols = col_windows(g);
-  const MaxPool2dArgs<T> args{input.const_data_ptr<T>(),
-                              output.mutable_data_ptr<T>(),
+  const MaxPool2dArgs<T> args{data_of<T>(input),
+                              mutable_data_of<T>(output),
                               bytes_or_null(offsets),
                               ints_or_null(offsets),
                               rows.data(),
@@ -59,7 +59,7 @@ void forward(const Pool2dGeometry& g, const Tensor& input, const Tensor& output,
 // `offsets` are filled where they are defined.
 Tensor pooled(const Pool2dGeometry& g, const Tensor& input, const Tensor& offsets) {
   return filled(output_sizes(g), input.options(), input.suggest_memory_format(), [&](const Tensor& output) {
-    with_compute_type(output, [&](auto zero) { forward<decltype(zero)>(g, to_nhwc(input), output, offsets); });
+    with_element(output.scalar_type(), [&]<typename T>() { forward<T>(g, input.contiguous(kNhwc), output, offsets); });
   });
 }
 
@@ -82,8 +82,8 @@ std::tuple<Tensor, Tensor> max_pool2d_train_cpu(const Tensor& input, IntArrayRef
 template <typename T>
 void backward(const Pool2dGeometry& g, const Tensor& grad_output, const Tensor& offsets, const Tensor& grad_input) {
   const auto rows = row_windows(g), cols = col_windows(g);
-  const T* grad = grad_output.const_data_ptr<T>();
-  T* result = grad_input.mutable_data_ptr<T>();
+  const T* grad = data_of<T>(grad_output);
+  T* result = mutable_data_of<T>(grad_input);
   if (are_disjoint(rows, g.dilation_h) && are_disjoint(cols, g.dilation_w)) {
     backends::record_kernel("max_pool2d_backward_disjoint");
     const Pool2dDisjointArgs<T> args{grad,
@@ -131,8 +131,8 @@ Tensor max_pool2d_backward_cpu(const Tensor& grad_output, const Tensor& offsets,
   checks::max_pool2d_grad_output(grad_output, g);
   const Tensor nhwc_offsets = offsets.contiguous(kNhwc);
   return filled(input_size, grad_output.options(), memory_format, [&](const Tensor& grad_input) {
-    with_compute_type(grad_input,
-                      [&](auto zero) { backward<decltype(zero)>(g, to_nhwc(grad_output), nhwc_offsets, grad_input); });
+    with_element(grad_input.scalar_type(),
+                 [&]<typename T>() { backward<T>(g, grad_output.contiguous(kNhwc), nhwc_offsets, grad_input); });
   });
 }
 
@@ -195,14 +195,13 @@ Tensor max_pool2d_gather_cpu(const Tensor& values, const Tensor& offsets, IntArr
   backends::record_kernel("max_pool2d_gather");
   const Tensor nhwc_offsets = offsets.contiguous(kNhwc);
   return filled(offsets.sizes(), values.options(), values.suggest_memory_format(), [&](const Tensor& output) {
-    const Tensor nhwc = to_nhwc(values);
-    with_compute_type(output, [&](auto zero) {
-      using T = decltype(zero);
-      const T* source = nhwc.const_data_ptr<T>();
-      T* result = output.mutable_data_ptr<T>();
+    const Tensor nhwc = values.contiguous(kNhwc);
+    with_element(output.scalar_type(), [&]<typename T>() {
+      const T* source = data_of<T>(nhwc);
+      T* result = mutable_data_of<T>(output);
       each_winner(g, nhwc_offsets, [&](int64_t i, int64_t n, int64_t h, int64_t w, int64_t c) {
         const bool inside = h >= 0 && h < g.in_h && w >= 0 && w < g.in_w;
-        result[i] = inside ? source[((n * g.in_h + h) * g.in_w + w) * g.channels + c] : zero;
+        result[i] = inside ? source[((n * g.in_h + h) * g.in_w + w) * g.channels + c] : T{};
       });
     });
   });

@@ -1,5 +1,5 @@
 // What the pooling ops share on the CPU: the windows along each axis as tables, the split of work over threads, and the
-// way from the caller's layout and dtype to dense NHWC and back.
+// way from the caller's layout to dense NHWC and back.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -51,38 +51,23 @@ void over_rows(const Args& args, int64_t rows, int64_t elements_per_row, void (*
   });
 }
 
-inline at::ScalarType compute_dtype(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
-
-// Calls work with a zero of the compute dtype's C++ type.
-template <typename Work>
-void with_compute_type(const at::Tensor& t, const Work& work) {
-  if (t.scalar_type() == at::kDouble) {
-    work(0.0);
-  } else {
-    work(0.0f);
-  }
-}
-
-inline at::Tensor to_nhwc(const at::Tensor& t) { return t.to(compute_dtype(t.scalar_type())).contiguous(kNhwc); }
-
 // `nhwc` itself where its strides are those of the format, otherwise a copy. (`contiguous` would leave the strides of
 // one-channel and one-pixel images, which are dense in either format.)
 inline at::Tensor in_format(const at::Tensor& nhwc, at::MemoryFormat format) {
   return format == kNhwc ? nhwc : empty(nhwc.sizes(), nhwc.options(), format).copy_(nhwc);
 }
 
-// A result of the caller's dtype and format. `fill` gets a dense NHWC tensor of the compute dtype to write: the result
-// itself where its memory is that.
+// A result of the caller's format. `fill` gets a dense NHWC tensor to write: the result itself where its memory is
+// that.
 template <typename Fill>
 at::Tensor filled(at::IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format, const Fill& fill) {
   const at::Tensor result = empty(sizes, options, format);
   if (result.numel() == 0) return result;
-  const auto compute = compute_dtype(result.scalar_type());
-  if (result.scalar_type() == compute && result.is_contiguous(kNhwc)) {
+  if (result.is_contiguous(kNhwc)) {
     fill(result);
     return result;
   }
-  const at::Tensor nhwc = empty(sizes, options.dtype(compute), kNhwc);
+  const at::Tensor nhwc = empty(sizes, options, kNhwc);
   fill(nhwc);
   return result.copy_(nhwc);
 }

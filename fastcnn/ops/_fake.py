@@ -222,6 +222,13 @@ def _batch_norm_infer_traced(*args: Any) -> tuple[Tensor, ...]:
     return *_batch_norm_infer_with_mask(*args), _switches()
 
 
+@torch.library.register_fake("fastcnn::_batch_norm_update")
+def _batch_norm_update(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, rows: int
+) -> None:
+    pass
+
+
 @torch.library.register_fake("fastcnn::batch_norm_train_backward")
 @torch.library.register_fake("fastcnn::batch_norm_infer_backward")
 def _batch_norm_backward(

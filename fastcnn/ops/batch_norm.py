@@ -122,6 +122,8 @@ def _batch_norm(
         raise ValueError(
             "fastcnn::batch_norm: running_mean and running_var must either both be None or neither be None"
         )
+    if momentum is None:
+        raise TypeError("fastcnn::batch_norm: argument 'momentum' must be float, not NoneType")
     output, mean, var = torch.ops.fastcnn.batch_norm_train.default(input, weight, bias, residual, eps, relu)
     # An empty batch leaves the running statistics alone, as in torch.
     if running_mean is not None and running_var is not None and input.numel() > 0:
@@ -139,31 +141,23 @@ def track(
     weight: Tensor | None,
 ) -> None:
     """Moves the running statistics towards the batch's mean and biased variance, which a layer got from `input`."""
-    _check_running("running_mean", running_mean, input, weight)
-    _check_running("running_var", running_var, input, weight)
+    _check_running(input, weight, running_mean=running_mean, running_var=running_var)
     rows = input.numel() // input.shape[1]
-    with torch.no_grad():
-        _move(running_mean, mean, momentum)
-        _move(running_var, var * (rows / (rows - 1)), momentum)
+    torch.ops.fastcnn._batch_norm_update.default(running_mean, running_var, mean, var, momentum, rows)
 
 
-def _check_running(name: str, running: Tensor, input: Tensor, weight: Tensor | None) -> None:
-    """Raises what the op raises for such a tensor in evaluation: in training it never sees the running statistics."""
-    if running.shape != input.shape[1:2]:
-        raise RuntimeError(
-            f"fastcnn::batch_norm: {name} should contain {input.shape[1]} elements not {running.numel()}; got {name} "
-            f"of size {list(running.shape)} for input of size {list(input.shape)}"
-        )
+def _check_running(input: Tensor, weight: Tensor | None, **statistics: Tensor) -> None:
+    """Raises what the op raises for such tensors in evaluation: in training it never sees the running statistics."""
+    size = input.shape[1:2]
     half = input.dtype in (torch.bfloat16, torch.float16)
     expected = weight.dtype if weight is not None else torch.float32 if half else input.dtype
-    if running.dtype not in ((expected,) if weight is not None else (expected, input.dtype)):
-        raise RuntimeError(
-            f"fastcnn::batch_norm: mixed dtype: expected scalar type {expected} but found {running.dtype} in {name}"
-        )
-
-
-def _move(running: Tensor, batch: Tensor, momentum: float) -> None:
-    if running.dtype == batch.dtype:
-        running.lerp_(batch, momentum)
-    else:
-        running.copy_(running.to(batch.dtype).lerp_(batch, momentum))
+    for name, running in statistics.items():
+        if running.shape != size:
+            raise RuntimeError(
+                f"fastcnn::batch_norm: {name} should contain {input.shape[1]} elements not {running.numel()}; got "
+                f"{name} of size {list(running.shape)} for input of size {list(input.shape)}"
+            )
+        if running.dtype != expected and (weight is not None or running.dtype != input.dtype):
+            raise RuntimeError(
+                f"fastcnn::batch_norm: mixed dtype: expected scalar type {expected} but found {running.dtype} in {name}"
+            )

@@ -75,6 +75,30 @@ def test_batch_norm_running_statistics_as_torchs(dtype: torch.dtype, momentum: f
     torch.testing.assert_close(ours, theirs, rtol=max(rtol, 1e-6), atol=max(rtol, 1e-6))
 
 
+@pytest.mark.parametrize(("running", "batch"), [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)])
+def test_batch_norm_update_opcheck(running: torch.dtype, batch: torch.dtype) -> None:
+    statistics = (torch.zeros(5, dtype=running), torch.ones(5, dtype=running), torch.randn(5, dtype=batch))
+    torch.library.opcheck(torch.ops.fastcnn._batch_norm_update.default, (*statistics, torch.ones(5), 0.1, 7))
+
+
+def test_batch_norm_running_statistics_changed_before_the_backward_raises() -> None:
+    case = Case((4, 3, 5, 2), grad=True)
+    statistics = case.statistics()
+    output = batch_norm(case.input, *statistics)
+    batch_norm(case.input, *statistics, training=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_batch_norm_running_statistics_that_are_no_neighbours() -> None:
+    case = Case((4, 6, 5, 3))
+    wide, theirs = tuple(torch.ones(6, 2) for _ in range(2)), tuple(torch.ones(6) for _ in range(2))
+    batch_norm(case.input, *(t[:, 0] for t in wide), training=True)
+    F.batch_norm(case.input, *theirs, training=True)
+    for ours, expected in zip(wide, theirs, strict=True):
+        torch.testing.assert_close(ours, torch.stack([expected, torch.ones(6)], 1))
+
+
 @pytest.mark.parametrize("first_row", [0.0, 1e6])
 def test_batch_norm_statistics_of_a_mean_far_from_zero(first_row: float) -> None:
     input = (torch.randn(16, 24, 20, 20, generator=torch.Generator().manual_seed(0)) + 1e4).to(

@@ -235,3 +235,17 @@ def test_batch_norm_relu_gradients_of_a_part_of_a_larger_gradient(channels: int)
     (wanted,) = torch.autograd.grad(F.batch_norm(exact, None, None, training=True).relu(), exact, part.double())
     (got,) = torch.autograd.grad(batch_norm_relu(input, None, None, training=True), input, part)
     assert relative_error(got, wanted) < 1e-5
+
+
+def test_batch_norm_relu_results_that_go_around_the_caches() -> None:
+    case = Case((8, 80, 60, 56), layout="channels_last", grad=True)  # 8.6 MB of float32, rows of whole cache lines
+    exact = case.double()
+    output = batch_norm_relu(case.input, None, None, case.weight, case.bias, True, residual=case.residual)
+    grads = torch.autograd.grad(output, (case.input, case.residual), case.grad_output)
+    expected = F.batch_norm(exact.input, None, None, exact.weight, exact.bias, True) + exact.residual
+    # Where rounding decides whether an element is above zero, its gradient may be either.
+    sure = expected.detach().abs() > 1e-4
+    torch.testing.assert_close(output.double(), expected.relu(), rtol=1e-4, atol=1e-5)
+    wanted = torch.autograd.grad(expected.relu(), (exact.input, exact.residual), exact.grad_output)
+    for grad, want in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(grad.double()[sure], want[sure], rtol=1e-4, atol=1e-4)

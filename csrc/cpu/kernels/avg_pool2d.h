@@ -15,7 +15,7 @@ void avg_pool2d(const AvgPool2dArgs<T>& args) {
       const PoolWindow cols = a.cols[ow];
       const T* window = image_row + cols.begin * a.channels;
       T* output = a.output + (row * a.out_w + ow) * a.channels;
-      const typename V::Reg divisor = V::broadcast(static_cast<T>(rows.divisor * cols.divisor));
+      const typename V::Reg divisor = V::broadcast(static_cast<Compute<T>>(rows.divisor * cols.divisor));
       with_shape(rows, cols, [&](auto shape) FASTCNN_INLINE {
         over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) FASTCNN_INLINE {
           constexpr int kVectors = decltype(block)::kVectors;
@@ -59,7 +59,7 @@ void avg_pool2d_gather_row(const AvgPool2dBackwardArgs<T>& args, int64_t row) {
       for (const PoolHit* h = row_hit; h != row_hit_end; ++h)
         for (const PoolHit* w = col_hit; w != col_hit_end; ++w) {
           const T* from = image + (h->window * a.out_w + w->window) * a.channels + c;
-          const typename V::Reg divisor = V::broadcast(static_cast<T>(h->divisor * w->divisor));
+          const typename V::Reg divisor = V::broadcast(static_cast<Compute<T>>(h->divisor * w->divisor));
           for (int v = 0; v < kVectors; ++v) sum[v] = V::add(sum[v], V::div(block.load(from, v, lanes), divisor));
         }
       for (int v = 0; v < kVectors; ++v) block.store(grad_input + c, sum[v], v, lanes);
@@ -78,7 +78,7 @@ void avg_pool2d_backward_disjoint(const Pool2dDisjointArgs<T>& args) {
   using V = Vec<T>;
   const Pool2dDisjointArgs<T> a = args;
   over_disjoint_windows(a, [&](PoolWindow rows, PoolWindow cols, int64_t pixel, T* first) FASTCNN_INLINE {
-    const typename V::Reg divisor = V::broadcast(static_cast<T>(rows.divisor * cols.divisor));
+    const typename V::Reg divisor = V::broadcast(static_cast<Compute<T>>(rows.divisor * cols.divisor));
     with_shape(rows, cols, [&](auto shape) FASTCNN_INLINE {
       over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) FASTCNN_INLINE {
         constexpr int kVectors = decltype(block)::kVectors;
@@ -99,7 +99,7 @@ template <typename T>
 void global_avg_pool2d(const GlobalAvgPool2dArgs<T>& args) {
   const GlobalAvgPool2dArgs<T> a = args;
   using V = Vec<T>;
-  const typename V::Reg divisor = V::broadcast(static_cast<T>(a.in_h * a.in_w));
+  const typename V::Reg divisor = V::broadcast(static_cast<Compute<T>>(a.in_h * a.in_w));
   for (int64_t n = a.row_begin; n < a.row_end; ++n) {
     const T* image = a.source + n * a.in_h * a.in_w * a.channels;
     over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) FASTCNN_INLINE {
@@ -124,7 +124,7 @@ void global_avg_pool2d_backward(const GlobalAvgPool2dArgs<T>& args) {
   const GlobalAvgPool2dArgs<T> a = args;
   using V = Vec<T>;
   const int64_t pixels = a.in_h * a.in_w;
-  const typename V::Reg divisor = V::broadcast(static_cast<T>(pixels));
+  const typename V::Reg divisor = V::broadcast(static_cast<Compute<T>>(pixels));
   for (int64_t n = a.row_begin; n < a.row_end; ++n) {
     over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) FASTCNN_INLINE {
       constexpr int kVectors = decltype(block)::kVectors;

@@ -25,7 +25,9 @@
   KERNEL(conv2d_winograd_grad_output, Conv2dWinogradInputArgs)        \
   KERNEL(conv2d_winograd_output, Conv2dWinogradOutputArgs)            \
   KERNEL(conv2d_grad_output, Conv2dGradOutputArgs)                    \
-  KERNEL(relu_mask, ReluMaskArgs)
+  KERNEL(relu_mask, ReluMaskArgs)                                     \
+  FASTCNN_POOL2D_KERNELS(KERNEL)                                      \
+  FASTCNN_BATCH_NORM_KERNELS(KERNEL)
 
 // these only know the types that are computed in.
 #define FASTCNN_COMPUTE_KERNELS(KERNEL)                             \
@@ -34,9 +36,7 @@
   KERNEL(conv2d_add_parts, Conv2dAddPartsArgs)                      \
   KERNEL(conv2d_winograd_weight, Conv2dWinogradWeightArgs)          \
   KERNEL(conv2d_winograd_grad_weight, Conv2dWinogradGradWeightArgs) \
-  KERNEL(fma_peak, FmaPeakArgs)                                     \
-  FASTCNN_POOL2D_KERNELS(KERNEL)                                    \
-  FASTCNN_BATCH_NORM_KERNELS(KERNEL)
+  KERNEL(fma_peak, FmaPeakArgs)
 
 #define FASTCNN_KERNELS(KERNEL) FASTCNN_ELEMENT_KERNELS(KERNEL) FASTCNN_COMPUTE_KERNELS(KERNEL)
 

@@ -33,7 +33,7 @@ void max_pool2d_rows(const MaxPool2dArgs<T> a, Offset* offsets) {
     for (int64_t ow = 0; ow < a.out_w; ++ow) {
       const PoolWindow cols = a.cols[ow];
       const T* window = image_row + cols.begin * a.channels;
-      const T first_tap = static_cast<T>(rows.tap * a.kernel_w + cols.tap);
+      const auto first_tap = static_cast<Compute<T>>(rows.tap * a.kernel_w + cols.tap);
       const int64_t pixel = (row * a.out_w + ow) * a.channels;
       with_shape(rows, cols, [&](auto shape) FASTCNN_INLINE {
         over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) FASTCNN_INLINE {
@@ -45,7 +45,7 @@ void max_pool2d_rows(const MaxPool2dArgs<T> a, Offset* offsets) {
           }
           for (int64_t i = 0; i < shape.rows(); ++i) {
             const T* p = window + i * step_h + c;
-            typename V::Reg tap = V::broadcast(first_tap + static_cast<T>(i * a.kernel_w));
+            typename V::Reg tap = V::broadcast(first_tap + static_cast<Compute<T>>(i * a.kernel_w));
             for (int64_t j = 0; j < shape.cols(); ++j, p += step_w) {
               for (int v = 0; v < kVectors; ++v) {
                 const typename V::Reg x = block.load(p, v, lanes);
@@ -98,7 +98,7 @@ void max_pool2d_gather_row(const MaxPool2dBackwardArgs<T>& args, const Offset* o
       for (const PoolHit* h = row_hit; h != row_hit_end; ++h)
         for (const PoolHit* w = col_hit; w != col_hit_end; ++w) {
           const int64_t from = image + (h->window * a.out_w + w->window) * a.channels + c;
-          const typename V::Reg tap = V::broadcast(static_cast<T>(h->tap * a.kernel_w + w->tap));
+          const typename V::Reg tap = V::broadcast(static_cast<Compute<T>>(h->tap * a.kernel_w + w->tap));
           for (int v = 0; v < kVectors; ++v) {
             const typename V::Mask here = V::equal(load_offsets<T>(offsets + from + v * V::kWidth, lanes), tap);
             const typename V::Reg grad = block.load(a.grad_output + from, v, lanes);
@@ -125,7 +125,7 @@ template <typename T, typename Offset>
 void max_pool2d_disjoint_rows(const Pool2dDisjointArgs<T> a, const Offset* offsets) {
   using V = Vec<T>;
   over_disjoint_windows(a, [&](PoolWindow rows, PoolWindow cols, int64_t pixel, T* first) FASTCNN_INLINE {
-    const T first_tap = static_cast<T>(rows.tap * a.kernel_w + cols.tap);
+    const auto first_tap = static_cast<Compute<T>>(rows.tap * a.kernel_w + cols.tap);
     with_shape(rows, cols, [&](auto shape) FASTCNN_INLINE {
       over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) FASTCNN_INLINE {
         constexpr int kVectors = decltype(block)::kVectors;
@@ -137,7 +137,7 @@ void max_pool2d_disjoint_rows(const Pool2dDisjointArgs<T> a, const Offset* offse
         }
         for (int64_t i = 0; i < shape.rows(); ++i) {
           T* p = first + i * a.in_w * a.channels + c;
-          typename V::Reg tap = V::broadcast(first_tap + static_cast<T>(i * a.kernel_w));
+          typename V::Reg tap = V::broadcast(first_tap + static_cast<Compute<T>>(i * a.kernel_w));
           for (int64_t j = 0; j < shape.cols(); ++j, p += a.channels) {
             for (int v = 0; v < kVectors; ++v)
               block.store(p, V::select(V::equal(winner[v], tap), grad[v], V::zero()), v, lanes);

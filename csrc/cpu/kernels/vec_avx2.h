@@ -33,6 +33,8 @@ struct Vec<float> {
   static Reg load(const float* p) { return _mm256_loadu_ps(p); }
   static Reg load_first(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
   static void store(float* p, Reg a) { _mm256_storeu_ps(p, a); }
+  static void stream(float* p, Reg a) { _mm256_stream_ps(p, a); }  // around the caches; aligned
+  static void finish_streams() { _mm_sfence(); }                   // before another thread may read them
   // Masked stores take tens of cycles on some CPUs (Zen).
   static void store_first(float* p, Reg a, int n) {
     if (n == kWidth) return store(p, a);
@@ -114,6 +116,8 @@ struct Vec<double> {
   static Reg load(const double* p) { return _mm256_loadu_pd(p); }
   static Reg load_first(const double* p, int n) { return _mm256_maskload_pd(p, first(n)); }
   static void store(double* p, Reg a) { _mm256_storeu_pd(p, a); }
+  static void stream(double* p, Reg a) { _mm256_stream_pd(p, a); }  // around the caches; aligned
+  static void finish_streams() { _mm_sfence(); }                    // before another thread may read them
   static void store_first(double* p, Reg a, int n) {
     if (n == kWidth) return store(p, a);
     _mm256_maskstore_pd(p, first(n), a);
@@ -187,6 +191,7 @@ struct VecHalf : Vec<float> {
     return load(lanes);
   }
   static void store(E* p, Reg a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), Vec<E>::narrow(a)); }
+  static void stream(E* p, Reg a) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), Vec<E>::narrow(a)); }
   static void store_first(E* p, Reg a, int n) {
     if (n == kWidth) return store(p, a);
     alignas(16) E lanes[kWidth];

@@ -31,6 +31,8 @@ struct Vec<float> {
   static Reg load(const float* p) { return _mm512_loadu_ps(p); }
   static Reg load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
   static void store(float* p, Reg a) { _mm512_storeu_ps(p, a); }
+  static void stream(float* p, Reg a) { _mm512_stream_ps(p, a); }  // around the caches; aligned
+  static void finish_streams() { _mm_sfence(); }                   // before another thread may read them
   static void store_first(float* p, Reg a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
   static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
@@ -106,6 +108,8 @@ struct Vec<double> {
   static Reg load(const double* p) { return _mm512_loadu_pd(p); }
   static Reg load_first(const double* p, int n) { return _mm512_maskz_loadu_pd(first(n), p); }
   static void store(double* p, Reg a) { _mm512_storeu_pd(p, a); }
+  static void stream(double* p, Reg a) { _mm512_stream_pd(p, a); }  // around the caches; aligned
+  static void finish_streams() { _mm_sfence(); }                    // before another thread may read them
   static void store_first(double* p, Reg a, int n) { _mm512_mask_storeu_pd(p, first(n), a); }
   static Reg add(Reg a, Reg b) { return _mm512_add_pd(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm512_sub_pd(a, b); }
@@ -165,6 +169,7 @@ struct VecHalf : Vec<float> {
   static Reg load(const E* p) { return Vec<E>::widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static Reg load_first(const E* p, int n) { return Vec<E>::widen(_mm256_maskz_loadu_epi16(first(n), p)); }
   static void store(E* p, Reg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), Vec<E>::narrow(a)); }
+  static void stream(E* p, Reg a) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), Vec<E>::narrow(a)); }
   static void store_first(E* p, Reg a, int n) { _mm256_mask_storeu_epi16(p, first(n), Vec<E>::narrow(a)); }
 };
 

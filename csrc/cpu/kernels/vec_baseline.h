@@ -36,6 +36,8 @@ struct VecBase {
     return a;
   }
   static void store(T* p, Reg a) { __builtin_memcpy(p, &a, sizeof(a)); }
+  static void stream(T* p, Reg a) { store(p, a); }
+  static void finish_streams() {}
   static void store_first(T* p, Reg a, int n) {
     for (int i = 0; i < n; ++i) p[i] = a[i];
   }
@@ -109,6 +111,7 @@ struct VecHalf : Vec<float> {
     return a;
   }
   static void store(E* p, Reg a) { store_first(p, a, kWidth); }
+  static void stream(E* p, Reg a) { store(p, a); }
   static void store_first(E* p, Reg a, int n) {
     for (int i = 0; i < n; ++i) p[i] = narrow<E>(a[i]);
   }
