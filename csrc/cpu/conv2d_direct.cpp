@@ -17,6 +17,7 @@ constexpr int64_t kChunkBytes = 512 * 1024;
 constexpr int64_t kPackGrain = 32 * 1024;  // elements that a thread packs at least
 // Terms of one chain of additions: longer sums are split, as rounding errors grow with the chain.
 constexpr int64_t kChainTerms = 512;
+constexpr int64_t kManyChunks = 4;  // for a thread, from where on it does not matter whether one has one more
 // The share of the work that has to be left when taps outside the image are left out.
 constexpr double kLessWork = 0.95;
 
@@ -195,8 +196,10 @@ class DirectRun {
 
   void run() {
     const int64_t threads = at::get_num_threads();
-    // Few chunks: the threads share a chunk's lanes, each one with an input copy of its own.
-    const int64_t lane_parts = std::clamp<int64_t>(ceil_div(threads, chunks_.count), 1, blocks_.count);
+    // Few chunks, unequally many for each thread: the threads share a chunk's lanes, each one with an input copy of its
+    // own.
+    const bool uneven = chunks_.count % threads != 0 && chunks_.count < kManyChunks * threads;
+    const int64_t lane_parts = uneven ? std::min(threads, blocks_.count) : 1;
     const int64_t copy_size = copies_ ? chunks_.images * image_size_ : 0;
     // A block that one chunk alone uses is packed there, into a place that stays in cache.
     const bool packs_once = chunks_.count == 1;
