@@ -65,6 +65,9 @@ Pool2dGeometry max_pool2d_train(const at::Tensor& input, at::IntArrayRef kernel_
 Pool2dGeometry max_pool2d_offsets(const at::Tensor& offsets, at::IntArrayRef input_size, at::IntArrayRef kernel_size,
                                   at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                                   bool ceil_mode);
+Pool2dGeometry max_pool2d_gather(const at::Tensor& values, const at::Tensor& offsets, at::IntArrayRef kernel_size,
+                                 at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                 bool ceil_mode);
 void max_pool2d_grad_output(const at::Tensor& grad_output, const Pool2dGeometry& g);
 
 Pool2dGeometry avg_pool2d(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,

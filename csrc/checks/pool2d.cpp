@@ -127,6 +127,13 @@ Pool2dGeometry max_pool2d_offsets(const at::Tensor& offsets, at::IntArrayRef inp
   return g;
 }
 
+Pool2dGeometry max_pool2d_gather(const at::Tensor& values, const at::Tensor& offsets, at::IntArrayRef kernel_size,
+                                 at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                 bool ceil_mode) {
+  check_floating("max_pool2d", values);
+  return max_pool2d_offsets(offsets, values.sizes(), kernel_size, stride, padding, dilation, ceil_mode);
+}
+
 void max_pool2d_grad_output(const at::Tensor& grad_output, const Pool2dGeometry& g) {
   check_output_shaped("max_pool2d_backward", "grad_output", grad_output.sizes(), g);
   check_floating("max_pool2d_backward", grad_output);

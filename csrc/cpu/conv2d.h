@@ -36,6 +36,11 @@ struct WindowGrid {
   std::vector<Tap> taps;
 
   int64_t min_h() const, max_h() const, min_w() const, max_w() const;
+  // Whether no window leaves an image of this size.
+  bool inside(int64_t height, int64_t width) const {
+    return min_h() >= 0 && min_w() >= 0 && (rows - 1) * step_h + max_h() < height &&
+           (cols - 1) * step_w + max_w() < width;
+  }
 };
 
 // Positions whose windows leave the image on the same sides by as much, so that the same taps lie inside.

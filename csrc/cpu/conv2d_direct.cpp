@@ -1,5 +1,5 @@
 // Driver of the direct kernel: packs the weights, cuts the output into chunks whose input stays in cache, and hands
-// chunk by block of lanes to the threads. A chunk's shape never changes a result: each output is one reduction.
+// chunk by block of lanes to the threads. A chunk's shape changes no finite result: each output is one reduction.
 
 #include <algorithm>
 #include <numeric>
@@ -20,6 +20,7 @@ constexpr int64_t kChainTerms = 512;
 constexpr int64_t kManyChunks = 4;  // for a thread, from where on it does not matter whether one has one more
 // The share of the work that has to be left when taps outside the image are left out.
 constexpr double kLessWork = 0.95;
+constexpr size_t kMostTaps = 128;  // of which groups are formed: there may be as many groups as taps
 
 // The runs of a reduction, cut where its index passes a multiple of kChainTerms: each chain of additions there ends in
 // a partial sum, and the sums are the same whether products with zeros are left out or not.
@@ -41,9 +42,7 @@ std::vector<Conv2dSegment> split_chains(const std::vector<Conv2dSegment>& runs) 
 template <typename T>
 GatherConv<T> without_gaps(GatherConv<T> p) {
   WindowGrid& g = p.grid;
-  if (g.taps.size() != 1 || (g.step_h == 1 && g.step_w == 1) || g.min_h() < 0 || g.min_w() < 0 ||
-      (g.rows - 1) * g.step_h + g.max_h() >= p.image.height || (g.cols - 1) * g.step_w + g.max_w() >= p.image.width)
-    return p;
+  if (g.taps.size() != 1 || (g.step_h == 1 && g.step_w == 1) || !g.inside(p.image.height, p.image.width)) return p;
   p.image.data += g.min_h() * p.image.stride_h + g.min_w() * p.image.stride_w;
   p.image.height = g.rows, p.image.width = g.cols;
   p.image.stride_h *= g.step_h, p.image.stride_w *= g.step_w;
@@ -181,13 +180,12 @@ class DirectRun {
         depth_(ceil_div(p.image.depth, pair_)) {
     const WindowGrid& g = p_.grid;
     const ImageView<T>& image = p_.image;
-    const bool inside = g.min_h() >= 0 && g.min_w() >= 0 && (g.rows - 1) * g.step_h + g.max_h() < image.height &&
-                        (g.cols - 1) * g.step_w + g.max_w() < image.width;
+    const bool inside = g.inside(image.height, image.width);
     const bool as_it_is = pair_ == 1 ? std::is_same_v<T, Element>
                                      : (image.depth | image.stride_n | image.stride_h | image.stride_w) % pair_ == 0;
     copies_ = !inside || !as_it_is || (image.stride_c != 1 && image.depth > 1);
-    if (!inside && leave_out_taps()) return;
     chunks_ = Chunks::plan(p_, depth_, at::get_num_threads());
+    if (!inside && g.taps.size() <= kMostTaps && leave_out_taps()) return;
     row_stride_ = copies_ ? depth_ * ((g.cols - 1) * g.step_w + g.max_w() - g.min_w() + 1) : image.stride_h / pair_;
     col_stride_ = copies_ ? depth_ : image.stride_w / pair_;
     image_size_ = copies_ ? window_rows_size(g, chunks_.rows, depth_) : image.stride_n / pair_;
@@ -211,8 +209,9 @@ class DirectRun {
     parallel_for(0, chunks_.count * lane_parts, 1, [&](int64_t begin, int64_t end) {
       Element* buffer = scratch_data + at::get_thread_num() * scratch_size;
       Pixels pixels;
+      const Element* input = nullptr;
       for (int64_t task = begin; task < end; ++task) {
-        const Element* input = prepare(task / lane_parts, buffer, pixels);
+        if (task == begin || task % lane_parts == 0) input = prepare(task / lane_parts, buffer, pixels);
         const int64_t part = task % lane_parts;
         for (int64_t b = blocks_.count * part / lane_parts; b < blocks_.count * (part + 1) / lane_parts; ++b) {
           if (packs_once) packing_.pack_block(b, buffer + copy_size);
@@ -242,7 +241,11 @@ class DirectRun {
     for (const WindowClass& c : classes)
       work += tile_work(chunks.images * static_cast<int64_t>(c.rows.size() * c.cols.size()), c.taps.size());
     const int64_t whole_work = tile_work(chunks.images * g.rows * g.cols, g.taps.size());
-    if (static_cast<double>(work) > kLessWork * static_cast<double>(whole_work)) return false;
+    const auto busy = [&](const Chunks& c) {
+      return static_cast<double>(std::min<int64_t>(at::get_num_threads(), c.count * blocks_.count));
+    };
+    if (static_cast<double>(work) / busy(chunks) > kLessWork * static_cast<double>(whole_work) / busy(chunks_))
+      return false;
     whole_image_ = true;
     chunks_ = chunks;
     row_stride_ = image.width * depth_, col_stride_ = depth_, image_size_ = image_size;

@@ -51,11 +51,8 @@ struct GradWeightProblem {
       for (int64_t kw = 0; kw < g.kernel_w; ++kw)
         grid.taps.push_back({kh * g.dilation_h - g.pad_h, kw * g.dilation_w - g.pad_w, 0});
     // Whole registers are read, so that lanes beyond the last window's must belong to a copy.
-    const bool inside = grid.min_h() >= 0 && grid.min_w() >= 0 &&
-                        (grid.rows - 1) * grid.step_h + grid.max_h() < input.height &&
-                        (grid.cols - 1) * grid.step_w + grid.max_w() < input.width;
-    copies = !std::is_same_v<T, Element> || !inside || input.stride_c != 1 || input.stride_w != input.depth ||
-             input.depth % kernel.width != 0;
+    copies = !std::is_same_v<T, Element> || !grid.inside(input.height, input.width) || input.stride_c != 1 ||
+             input.stride_w != input.depth || input.depth % kernel.width != 0;
     row_stride =
         copies ? input.depth * ((grid.cols - 1) * grid.step_w + grid.max_w() - grid.min_w() + 1) : input.stride_h;
   }

@@ -28,8 +28,9 @@ class PlanarGradWeightRun {
     row_stride_ = g.out_w + (g.kernel_w - 1) * g.dilation_w;
     grad_row_ = ceil_div(g.out_w, kernel_.width) * kernel_.width;
     const int64_t bytes = (input.depth * row_stride_ + g.group_out() * grad_row_) * int64_t{sizeof(Element)};
-    const int64_t most = std::min(kChunkBytes / bytes - halo_, kChainRegisters * kernel_.width / grad_row_);
-    rows_ = ceil_div(g.out_h, ceil_div(g.out_h, std::clamp<int64_t>(most, std::min(kLeastRows, g.out_h), g.out_h)));
+    const int64_t chain = kChainRegisters * kernel_.width / grad_row_;  // rows, at least one
+    const int64_t most = std::clamp(kChunkBytes / bytes - halo_, std::min(kLeastRows, chain), chain);
+    rows_ = ceil_div(g.out_h, ceil_div(g.out_h, std::min(most, g.out_h)));
     plane_ = (rows_ + halo_) * row_stride_ + kernel_.width;
     grad_plane_ = rows_ * grad_row_ + kernel_.width;
     for (int64_t kh = 0; kh < g.kernel_h; ++kh)
@@ -97,12 +98,12 @@ template <typename T>
 std::optional<int64_t> planar_grad_weight_cost(const Conv2dGeometry& g) {
   const auto& kernel = kernels().of<T>();
   const int64_t reduction = g.kernel_h * g.kernel_w * g.group_in(), channels = g.group_out();
-  if (channels > kPlanarChannels || g.stride_h != 1 || g.stride_w != 1 ||
+  const int64_t registers = ceil_div(g.out_w, kernel.width);
+  if (channels > kPlanarChannels || g.stride_h != 1 || g.stride_w != 1 || registers > kChainRegisters ||
       reduction * channels * kernel.width * int64_t{sizeof(Compute<T>)} > kMaxSumsBytes)
     return std::nullopt;
   const int accumulators = kernel.max_vectors * kernel.rows_for(kernel.max_vectors);
   const int taps = planar_grad_weight_taps(accumulators, static_cast<int>(channels));
-  const int64_t registers = ceil_div(g.out_w, kernel.width);
   constexpr int64_t kPlanesCost = 4;  // of one register on its way into a plane
   return grad_weight_tile_cost(registers * reduction * channels, taps, static_cast<int>(channels)) +
          kPlanesCost * registers * (channels + g.group_in());

@@ -21,6 +21,7 @@ auto with_element(at::ScalarType dtype, const Run& run) {
     case at::kHalf:
       return run.template operator()<Float16>();
     default:
+      TORCH_INTERNAL_ASSERT(dtype == at::kFloat, "no kernels for ", dtype);
       return run.template operator()<float>();
   }
 }

@@ -191,7 +191,7 @@ std::tuple<Tensor, Tensor> max_pool2d_with_indices_cpu(const Tensor& input, IntA
 Tensor max_pool2d_gather_cpu(const Tensor& values, const Tensor& offsets, IntArrayRef kernel_size, IntArrayRef stride,
                              IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
   const Pool2dGeometry g =
-      checks::max_pool2d_offsets(offsets, values.sizes(), kernel_size, stride, padding, dilation, ceil_mode);
+      checks::max_pool2d_gather(values, offsets, kernel_size, stride, padding, dilation, ceil_mode);
   backends::record_kernel("max_pool2d_gather");
   const Tensor nhwc_offsets = offsets.contiguous(kNhwc);
   return filled(offsets.sizes(), values.options(), values.suggest_memory_format(), [&](const Tensor& output) {

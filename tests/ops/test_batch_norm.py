@@ -81,6 +81,15 @@ def test_batch_norm_update_opcheck(running: torch.dtype, batch: torch.dtype) -> 
     torch.library.opcheck(torch.ops.fastcnn._batch_norm_update.default, (*statistics, torch.ones(5), 0.1, 7))
 
 
+def test_batch_norm_update_refuses_what_does_not_fit() -> None:
+    update = torch.ops.fastcnn._batch_norm_update.default
+    five = [torch.ones(5) for _ in range(4)]
+    with pytest.raises(RuntimeError, match=r"size \[5\], but got \[8\]"):
+        update(torch.ones(8), *five[1:], 0.1, 7)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training, but got 1"):
+        update(*five, 0.1, 1)
+
+
 def test_batch_norm_running_statistics_changed_before_the_backward_raises() -> None:
     case = Case((4, 3, 5, 2), grad=True)
     statistics = case.statistics()

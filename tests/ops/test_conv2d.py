@@ -40,6 +40,11 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "depthwise_multiplied": dict(n=1, c=6, k=12, size=(6, 6), kernel=(3, 3), padding=1, groups=6),
     "no_images": dict(n=0, c=3, k=4, size=(5, 5), kernel=(3, 3)),
     "one_pixel": dict(n=1, c=2, k=3, size=(1, 1), kernel=(1, 1)),
+    # Where the taps outside the image are left out.
+    "small_maps": dict(n=9, c=70, k=33, size=(3, 4), kernel=(5, 5), padding=2),
+    "small_maps_long_sums": dict(n=6, c=300, k=20, size=(3, 3), kernel=(3, 3), padding=1),
+    "small_maps_strided": dict(n=8, c=24, k=40, size=(6, 5), kernel=(3, 3), padding=1, stride=2),
+    "wide_few_outputs": dict(n=1, c=2, k=4, size=(3, 700), kernel=(3, 3), padding=1),
     "large_padding": dict(n=1, c=2, k=3, size=(2, 2), kernel=(3, 3), padding=4),
 }
 

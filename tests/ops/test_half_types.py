@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 import torch.nn.functional as F
+from conditions import HALF
 from kernels import capabilities
 from torch import Tensor
 
 from fastcnn import backends, ops
 
-HALF_TYPES = [torch.bfloat16, torch.float16]
 CHANNELS = [1, 7, 16, 37, 130]  # straddle the lanes of every instruction set and blocks of four registers
 
 # Ours, and the same in torch: of an input and a residual [n, c, h, w], weight and bias [c].
@@ -77,7 +77,7 @@ def _run(op: Op, inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [output.detach(), *(g for g in gradients if g is not None)]
 
 
-@pytest.mark.parametrize("dtype", HALF_TYPES)
+@pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("capability", capabilities())
 def test_half_types_round_once(capability: str, name: str, dtype: torch.dtype) -> None:
@@ -108,7 +108,7 @@ def test_half_types_are_not_copied_to_float32(name: str) -> None:
     assert not copies
 
 
-@pytest.mark.parametrize("dtype", HALF_TYPES)
+@pytest.mark.parametrize("dtype", HALF)
 def test_half_types_keep_nan_and_infinity(dtype: torch.dtype) -> None:
     input = torch.randn(2, 19, 6, 6).to(dtype).to(memory_format=torch.channels_last)
     input[0, 3, 2, 2], input[1, 5, 1, 1], input[1, 18, 4, 4] = float("nan"), float("inf"), float("-inf")

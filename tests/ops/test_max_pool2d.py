@@ -336,6 +336,8 @@ def test_max_pool2d_backward_refuses_what_does_not_fit() -> None:
     assert backward(output, torch.full_like(offsets, 255), *rest).abs().max() == 0
     gather = torch.ops.fastcnn._max_pool2d_gather.default
     assert gather(torch.ones(1, 2, 4, 4), torch.full_like(offsets, 255), *rest[1:-1]).abs().max() == 0
+    with pytest.raises(NotImplementedError, match="not implemented for 'Byte'"):
+        gather(torch.ones(1, 2, 4, 4, dtype=torch.uint8), offsets, *rest[1:-1])
 
 
 def test_max_pool2d_takes_torchs_own_op_where_ours_cannot_follow() -> None:

@@ -136,7 +136,7 @@ struct Conv2dGradWeightArgs {
   bool adds;       // onto grad_weight, instead of replacing it
   T* grad_weight;  // [valid_rows, row_stride]
   int64_t row_stride;
-  int rows;  // a panel's output channels: 4, 6, 8 or 10
+  int rows;  // a panel's output channels: 4, 5, 6, 8 or 10
   int valid_rows;
   int vectors;
   int64_t lanes;  // valid lanes, at most vectors * width
