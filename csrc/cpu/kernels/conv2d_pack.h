@@ -4,8 +4,8 @@
 namespace fastcnn::cpu::FASTCNN_ISA {
 namespace {
 
-// How far ahead weights are fetched, in elements of a row or in rows: large layers' rows lie in as many pages, where the
-// hardware fetches nothing ahead.
+// How far ahead weights are fetched, in elements of a row or in rows: large layers' rows lie in as many pages, where
+// the hardware fetches nothing ahead.
 constexpr int64_t kPackAhead = 64, kPackRowsAhead = 8;
 
 // Rows of weights, neighbours along the depth, become columns: one register's square after the other.
