@@ -192,9 +192,19 @@ def test_conv2d_zeros_of_the_padding_times_infinite_weights_are_nan(algorithm: s
     kernel = WINOGRAD.get(algorithm, (3, 3))
     weight = torch.ones(4, 8, *kernel)
     weight[0, 0, 0, 0] = float("inf")
+    size = 40 if algorithm == "direct" else 9
     with backends.conv2d_algorithm(algorithm):
-        output = ops.conv2d(torch.ones(1, 8, 9, 9), weight, padding=1)
+        output = ops.conv2d(torch.ones(1, 8, size, size), weight, padding=1)
     assert output[0, 0, 0, :].isnan().all() and output[0, 0, :, 0].isnan().all()
     assert (~output[0, 0].isfinite()).all() and output[0, 1:].isfinite().all()
     if algorithm == "direct":
         assert output[0, 0, 1:, 1:].isposinf().all()
+
+
+def test_conv2d_small_maps_leave_the_padding_out_of_the_sum() -> None:
+    weight = torch.ones(20, 8, 3, 3)
+    weight[0, 0, 0, 0] = float("inf")
+    with backends.conv2d_algorithm("direct"):
+        output = ops.conv2d(torch.ones(32, 8, 3, 3), weight, padding=1)
+    assert output[:, 0, 1:, 1:].isposinf().all() and output[:, 1:].isfinite().all()
+    assert output[:, 0, 0].equal(output[:, 1, 0]) and output[:, 0, :, 0].equal(output[:, 1, :, 0])

@@ -88,7 +88,8 @@ def test_history_json_is_valid_even_for_a_loss_that_is_not_a_number(tmp_path):
     assert document["epochs"][0]["loss"] is None and document["epochs"][0]["examples_per_second"] == 25
 
 
-def test_curves_are_a_png_and_open_no_window(tmp_path):
+def test_curves_are_a_png_and_open_no_window(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     history = History([record(1, 1.0), record(2, 1.0, math.nan)])
     save_curves(tmp_path / "curves.png", {"one": {"fastcnn": history, "torch": history}, "two": {"torch": history}})
     content = (tmp_path / "curves.png").read_bytes()
