@@ -185,6 +185,7 @@ class DirectRun {
                                      : (image.depth | image.stride_n | image.stride_h | image.stride_w) % pair_ == 0;
     copies_ = !inside || !as_it_is || (image.stride_c != 1 && image.depth > 1);
     chunks_ = Chunks::plan(p_, depth_, at::get_num_threads());
+    copied_ = g;
     if (!inside && g.taps.size() <= kMostTaps && leave_out_taps()) return;
     row_stride_ = copies_ ? depth_ * ((g.cols - 1) * g.step_w + g.max_w() - g.min_w() + 1) : image.stride_h / pair_;
     col_stride_ = copies_ ? depth_ : image.stride_w / pair_;
@@ -247,6 +248,7 @@ class DirectRun {
     if (static_cast<double>(work) / busy(chunks) > kLessWork * static_cast<double>(whole_work) / busy(chunks_))
       return false;
     whole_image_ = true;
+    copied_ = {image.height, image.width, 1, 1, {{0, 0, 0}}};
     chunks_ = chunks;
     row_stride_ = image.width * depth_, col_stride_ = depth_, image_size_ = image_size;
     for (const WindowClass& c : classes) groups_.emplace_back(g, c, depth_, row_stride_, col_stride_);
@@ -265,11 +267,10 @@ class DirectRun {
     const int64_t n0 = chunks_.first_image(chunk), n1 = std::min(n0 + chunks_.images, p_.image.batch);
     const int64_t i0 = chunks_.first_row(chunk), i1 = std::min(i0 + chunks_.rows, g.rows);
     if (copies_)
-      for (int64_t n = n0; n < n1; ++n) copy(n, i0, i1, buffer + (n - n0) * image_size_);
-    // The copy with a halo begins at the first row's and the first column's first tap.
-    const bool halo = copies_ && !whole_image_;
-    const int64_t top = halo ? i0 * g.step_h + g.min_h() : 0, left = halo ? g.min_w() : 0;
-    pixels = {};
+      for (int64_t n = n0; n < n1; ++n) copy(n, i0, whole_image_ ? copied_.rows : i1, buffer + (n - n0) * image_size_);
+    // The copy begins at the first row's and the first column's first tap.
+    const int64_t top = copies_ ? i0 * copied_.step_h + copied_.min_h() : 0, left = copies_ ? copied_.min_w() : 0;
+    pixels.in_offsets.clear(), pixels.out_offsets.clear(), pixels.group_ends.clear();
     for (const TapGroup& group : groups_) {
       for (int64_t n = n0; n < n1; ++n)
         for (const int64_t i : group.rows) {
@@ -288,16 +289,12 @@ class DirectRun {
     return copies_ ? buffer : reinterpret_cast<const Element*>(p_.image.data);
   }
 
-  // An image, or what rows [i0, i1) of the output need of it.
   void copy(int64_t n, int64_t i0, int64_t i1, Element* buffer) const {
-    const WindowGrid whole{p_.image.height, p_.image.width, 1, 1, {{0, 0, 0}}};
-    const WindowGrid& grid = whole_image_ ? whole : p_.grid;
-    if (whole_image_) i0 = 0, i1 = p_.image.height;
     if constexpr (std::is_same_v<T, BFloat16>) {
       if (pair_ == 2)
-        return copy_window_rows(p_.image, grid, n, i0, i1, 2 * depth_, reinterpret_cast<BFloat16*>(buffer));
+        return copy_window_rows(p_.image, copied_, n, i0, i1, 2 * depth_, reinterpret_cast<BFloat16*>(buffer));
     }
-    copy_window_rows(p_.image, grid, n, i0, i1, depth_, buffer);
+    copy_window_rows(p_.image, copied_, n, i0, i1, depth_, buffer);
   }
 
   void multiply(const Element* input, const Pixels& pixels, int64_t block, const Element* packed) const {
@@ -320,6 +317,7 @@ class DirectRun {
   WeightPacking<T> packing_;
   int64_t pair_, depth_;               // neighbouring channels in an element, elements of a pixel
   bool copies_, whole_image_ = false;  // the input, as whole images without a halo
+  WindowGrid copied_;                  // what of an image is copied
   Chunks chunks_;
   int64_t row_stride_, col_stride_, image_size_;  // of the copy, or of the input
   std::vector<TapGroup> groups_;
