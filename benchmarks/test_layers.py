@@ -59,6 +59,19 @@ def backward_cases() -> list[tuple[Layer, str]]:
     return cases
 
 
+def _row(layer: Layer, direction: str, batch: int, threads: int, moved: list[Tensor], **kernels: str) -> dict[str, Any]:
+    """What the report needs of a benchmark; `moved` are the float32 tensors that it reads or writes, once each."""
+    return {
+        **layer.fields(),
+        "pass": direction,
+        "batch": batch,
+        "threads": threads,
+        **kernels,
+        "flop": layer.flop(batch),
+        "bytes": 4 * sum(t.numel() for t in moved),
+    }
+
+
 @pytest.mark.parametrize("layer", distinct_layers(), ids=_id)
 @pytest.mark.parametrize("direction", ["forward"])
 def test_forward(benchmark: Any, layer: Layer, direction: str, batch: int, threads: int, budget: float) -> None:
@@ -78,16 +91,7 @@ def test_forward(benchmark: Any, layer: Layer, direction: str, batch: int, threa
             kernels = _kernels_of(ours)
             Interleaved(ours, rivals, budget, ours if kernels_by_rule != kernels else None).run(benchmark)
     benchmark.extra_info.update(
-        {
-            **layer.fields(),
-            "pass": direction,
-            "batch": batch,
-            "threads": threads,
-            "kernels": kernels,
-            "kernels_by_rule": kernels_by_rule,
-            "flop": layer.flop(batch),
-            "bytes": 4 * (sum(t.numel() for t in tensors) + expected.numel()),  # each read or written once
-        }
+        _row(layer, direction, batch, threads, [*tensors, expected], kernels=kernels, kernels_by_rule=kernels_by_rule)
     )
 
 
@@ -120,18 +124,9 @@ def test_backward(benchmark: Any, layer: Layer, direction: str, batch: int, thre
         _check(layer, b, c)
     kernels, kernels_by_rule = _kernels_of(ours), _kernels_of(by_rule)
     Interleaved(ours, rivals, budget, by_rule if kernels_by_rule != kernels else None).run(benchmark)
-    moved = [*tensors, layer.theirs(*(t.to("meta") for t in tensors))]  # each read or written once
+    moved = [*tensors, layer.theirs(*(t.to("meta") for t in tensors))]
     if layer.op != "conv2d":
         moved += [tensors[i] for i in learned]
     benchmark.extra_info.update(
-        {
-            **layer.fields(),
-            "pass": direction,
-            "batch": batch,
-            "threads": threads,
-            "kernels": kernels,
-            "kernels_by_rule": kernels_by_rule,
-            "flop": layer.flop(batch),
-            "bytes": 4 * sum(t.numel() for t in moved),
-        }
+        _row(layer, direction, batch, threads, moved, kernels=kernels, kernels_by_rule=kernels_by_rule)
     )
