@@ -101,4 +101,12 @@ BatchNormGeometry batch_norm_backward(const at::Tensor& grad_output, const at::T
   return g;
 }
 
+void batch_norm_update(const at::Tensor& running_mean, const at::Tensor& running_var, const at::Tensor& mean,
+                       const at::Tensor& var, int64_t rows) {
+  TORCH_CHECK_VALUE(rows > 1, kOp, "Expected more than 1 value per channel when training, but got ", rows);
+  for (const auto& [running, batch] : {std::pair{running_mean, mean}, std::pair{running_var, var}})
+    TORCH_CHECK(running.sizes() == batch.sizes(), kOp, "expected running statistics of size ", batch.sizes(),
+                ", but got ", running.sizes());
+}
+
 }  // namespace fastcnn::checks

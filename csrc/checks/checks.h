@@ -43,6 +43,8 @@ BatchNormGeometry batch_norm_infer(const at::Tensor& input, const at::Tensor& me
 BatchNormGeometry batch_norm_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& mean,
                                       const at::Tensor& var, const std::optional<at::Tensor>& weight,
                                       const at::Tensor& mask);
+void batch_norm_update(const at::Tensor& running_mean, const at::Tensor& running_var, const at::Tensor& mean,
+                       const at::Tensor& var, int64_t rows);
 
 // How many channels each layer of a dense block reads, and last how many it gives in all. `input` is the block's, or
 // where `is_output` its output.

@@ -147,8 +147,6 @@ Results batch_norm_backward_cpu(const Tensor& grad_output, const Tensor& input, 
 
 // running = (1 - momentum) * running + momentum * factor * batch
 void move_running(const Tensor& running, const Tensor& batch, double momentum, double factor) {
-  TORCH_CHECK(running.sizes() == batch.sizes(), "fastcnn::batch_norm: expected running statistics of size ",
-              batch.sizes(), ", but got ", running.sizes());
   const bool plain = running.device().is_cpu() && running.scalar_type() == at::kFloat &&
                      batch.scalar_type() == at::kFloat && running.is_contiguous() && batch.is_contiguous();
   if (!plain) {
@@ -164,8 +162,7 @@ void move_running(const Tensor& running, const Tensor& batch, double momentum, d
 
 void batch_norm_update(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
                        double momentum, int64_t rows) {
-  TORCH_CHECK_VALUE(rows > 1, "fastcnn::batch_norm: Expected more than 1 value per channel when training, but got ",
-                    rows);
+  checks::batch_norm_update(running_mean, running_var, mean, var, rows);
   move_running(running_mean, mean, momentum, 1);
   move_running(running_var, var, momentum, static_cast<double>(rows) / static_cast<double>(rows - 1));
 }
