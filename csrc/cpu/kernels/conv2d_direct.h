@@ -81,34 +81,12 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel) {
   }
 }
 
-// The tile for `rows` pixels, searched downwards from the most that the registers hold.
-template <typename T, int Rows, int Vectors>
-void conv2d_direct_rows(const Conv2dDirectArgs<T>& a, int64_t pixel, int rows) {
-  if (rows == Rows) {
-    conv2d_direct_tile<T, Rows, Vectors>(a, pixel);
-  } else if constexpr (Rows > 1) {
-    conv2d_direct_rows<T, Rows - 1, Vectors>(a, pixel, rows);
-  }
-}
-
-template <typename T, int Vectors>
-void conv2d_direct_vectors(const Conv2dDirectArgs<T>& a) {
-  if (a.vectors == Vectors) {
-    // Tiles of nearly equal size: a last tile of one pixel would load as many weights as a full one.
-    constexpr int kRows = rows_for(Vectors);
-    const int64_t tiles = (a.pixels + kRows - 1) / kRows;
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t begin = a.pixels * t / tiles;
-      conv2d_direct_rows<T, kRows, Vectors>(a, begin, static_cast<int>(a.pixels * (t + 1) / tiles - begin));
-    }
-  } else if constexpr (Vectors > 1) {
-    conv2d_direct_vectors<T, Vectors - 1>(a);
-  }
-}
-
 template <typename T>
 void conv2d_direct(const Conv2dDirectArgs<T>& a) {
-  conv2d_direct_vectors<T, kMaxVectors>(a);
+  with_count<kMaxVectors>(a.vectors, [&]<int Vectors>() {
+    over_tiles<rows_for(Vectors)>(a.pixels,
+                                  [&]<int Rows>(int64_t pixel) { conv2d_direct_tile<T, Rows, Vectors>(a, pixel); });
+  });
 }
 
 }  // namespace

@@ -83,15 +83,6 @@ void conv2d_grad_weight_tile(const Conv2dGradWeightArgs<Compute<T>>& a) {
   } while (begin < a.num_pixels);
 }
 
-template <typename T, int Rows, int Vectors>
-void conv2d_grad_weight_vectors(const Conv2dGradWeightArgs<Compute<T>>& a) {
-  if (a.vectors == Vectors) {
-    conv2d_grad_weight_tile<T, Rows, Vectors>(a);
-  } else if constexpr (Vectors > 1) {
-    conv2d_grad_weight_vectors<T, Rows, Vectors - 1>(a);
-  }
-}
-
 // The widest panel that keeps Rows * Vectors accumulators within the registers is rows_for(Vectors).
 template <int Rows>
 constexpr int max_vectors_for() {
@@ -100,19 +91,24 @@ constexpr int max_vectors_for() {
   return vectors;
 }
 
+template <typename T, int Rows>
+void conv2d_grad_weight_rows(const Conv2dGradWeightArgs<Compute<T>>& a) {
+  with_count<max_vectors_for<Rows>()>(a.vectors, [&]<int Vectors>() { conv2d_grad_weight_tile<T, Rows, Vectors>(a); });
+}
+
 template <typename T>
 void conv2d_grad_weight(const Conv2dGradWeightArgs<Compute<T>>& a) {
   switch (a.rows) {
     case 4:
-      return conv2d_grad_weight_vectors<T, 4, max_vectors_for<4>()>(a);
+      return conv2d_grad_weight_rows<T, 4>(a);
     case 5:
-      return conv2d_grad_weight_vectors<T, 5, max_vectors_for<5>()>(a);
+      return conv2d_grad_weight_rows<T, 5>(a);
     case 6:
-      return conv2d_grad_weight_vectors<T, 6, max_vectors_for<6>()>(a);
+      return conv2d_grad_weight_rows<T, 6>(a);
     case 8:
-      return conv2d_grad_weight_vectors<T, 8, max_vectors_for<8>()>(a);
+      return conv2d_grad_weight_rows<T, 8>(a);
     case 10:
-      return conv2d_grad_weight_vectors<T, 10, max_vectors_for<10>()>(a);
+      return conv2d_grad_weight_rows<T, 10>(a);
   }
 }
 
@@ -161,36 +157,17 @@ void conv2d_grad_weight_taps_chain(const Conv2dGradWeightTapsArgs<T>& a, int64_t
   }
 }
 
-template <typename T, int Rows, int Vectors>
-void conv2d_grad_weight_taps_rows(const Conv2dGradWeightTapsArgs<T>& a, int64_t row, int rows, int64_t begin,
-                                  int64_t end) {
-  if (rows == Rows) {
-    conv2d_grad_weight_taps_chain<T, Rows, Vectors>(a, row, begin, end);
-  } else if constexpr (Rows > 1) {
-    conv2d_grad_weight_taps_rows<T, Rows - 1, Vectors>(a, row, rows, begin, end);
-  }
-}
-
 // Chain by chain, so that the output's gradient stays in the first-level cache while the tiles pass.
-template <typename T, int Vectors>
-void conv2d_grad_weight_taps_vectors(const Conv2dGradWeightTapsArgs<T>& a) {
-  if (a.vectors == Vectors) {
-    constexpr int kRows = rows_for(Vectors);
-    const int64_t tiles = (a.rows + kRows - 1) / kRows, chain = chain_pixels(a.pixels);
-    for (int64_t p = 0; p < a.pixels; p += chain)
-      for (int64_t t = 0; t < tiles; ++t) {
-        const int64_t row = a.rows * t / tiles;
-        conv2d_grad_weight_taps_rows<T, kRows, Vectors>(a, row, static_cast<int>(a.rows * (t + 1) / tiles - row), p,
-                                                        p + chain < a.pixels ? p + chain : a.pixels);
-      }
-  } else if constexpr (Vectors > 1) {
-    conv2d_grad_weight_taps_vectors<T, Vectors - 1>(a);
-  }
-}
-
 template <typename T>
 void conv2d_grad_weight_taps(const Conv2dGradWeightTapsArgs<T>& a) {
-  conv2d_grad_weight_taps_vectors<T, kMaxVectors>(a);
+  const int64_t chain = chain_pixels(a.pixels);
+  with_count<kMaxVectors>(a.vectors, [&]<int Vectors>() {
+    for (int64_t begin = 0; begin < a.pixels; begin += chain) {
+      const int64_t end = begin + chain < a.pixels ? begin + chain : a.pixels;
+      over_tiles<rows_for(Vectors)>(
+          a.rows, [&]<int Rows>(int64_t row) { conv2d_grad_weight_taps_chain<T, Rows, Vectors>(a, row, begin, end); });
+    }
+  });
 }
 
 template <typename T>

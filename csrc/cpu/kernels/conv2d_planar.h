@@ -97,32 +97,28 @@ void conv2d_planar_interleave(const Conv2dPlanarArgs<T>& a, int64_t row) {
 
 template <typename T, int Channels>
 void conv2d_planar_channels(const Conv2dPlanarArgs<T>& a) {
-  if (a.channels == Channels) {
-    constexpr int kAccumulators = kMaxVectors * rows_for(kMaxVectors);
-    constexpr int kVectors = kAccumulators / Channels < 1   ? 1
-                             : kAccumulators / Channels > 6 ? 6
-                                                            : kAccumulators / Channels;
-    constexpr int64_t kTile = kVectors * Vec<T>::kWidth;
-    const int64_t positions = (a.rows - 1) * a.row_stride + a.cols;
-    int64_t p = 0;
-    for (; p + kTile <= positions; p += kTile) conv2d_planar_tile<T, Channels, kVectors>(a, p);
-    for (; p < positions; p += Vec<T>::kWidth) conv2d_planar_tile<T, Channels, 1>(a, p);
-    for (int64_t row = 0; row < a.rows; ++row) {
-      if constexpr (Vec<T>::kPermutes)
-        if (a.out_stride_w == Channels) {
-          conv2d_planar_interleave_dense<T, Channels>(a, row);
-          continue;
-        }
-      conv2d_planar_interleave(a, row);
-    }
-  } else if constexpr (Channels > 1) {
-    conv2d_planar_channels<T, Channels - 1>(a);
+  constexpr int kAccumulators = kMaxVectors * rows_for(kMaxVectors);
+  constexpr int kVectors = kAccumulators / Channels < 1   ? 1
+                           : kAccumulators / Channels > 6 ? 6
+                                                          : kAccumulators / Channels;
+  constexpr int64_t kTile = kVectors * Vec<T>::kWidth;
+  const int64_t positions = (a.rows - 1) * a.row_stride + a.cols;
+  int64_t p = 0;
+  for (; p + kTile <= positions; p += kTile) conv2d_planar_tile<T, Channels, kVectors>(a, p);
+  for (; p < positions; p += Vec<T>::kWidth) conv2d_planar_tile<T, Channels, 1>(a, p);
+  for (int64_t row = 0; row < a.rows; ++row) {
+    if constexpr (Vec<T>::kPermutes)
+      if (a.out_stride_w == Channels) {
+        conv2d_planar_interleave_dense<T, Channels>(a, row);
+        continue;
+      }
+    conv2d_planar_interleave(a, row);
   }
 }
 
 template <typename T>
 void conv2d_planar(const Conv2dPlanarArgs<T>& a) {
-  conv2d_planar_channels<T, kPlanarChannels>(a);
+  with_count<kPlanarChannels>(a.channels, [&]<int Channels>() { conv2d_planar_channels<T, Channels>(a); });
 }
 
 // Taps times channels in registers over all positions. Of rows that are no whole registers, lanes of the input beyond
@@ -183,32 +179,12 @@ void conv2d_planar_grad_weight_tile(const Conv2dPlanarGradWeightArgs<T>& a, int6
     }
 }
 
-template <typename T, int Channels, int Taps>
-void conv2d_planar_grad_weight_taps(const Conv2dPlanarGradWeightArgs<T>& a, int64_t tap, int taps) {
-  if (taps == Taps) {
-    conv2d_planar_grad_weight_tile<T, Channels, Taps>(a, tap);
-  } else if constexpr (Taps > 1) {
-    conv2d_planar_grad_weight_taps<T, Channels, Taps - 1>(a, tap, taps);
-  }
-}
-
-template <typename T, int Channels>
-void conv2d_planar_grad_weight_channels(const Conv2dPlanarGradWeightArgs<T>& a) {
-  if (a.channels == Channels) {
-    constexpr int kTaps = planar_grad_weight_taps(kMaxVectors * rows_for(kMaxVectors), Channels);
-    const int64_t tiles = (a.taps + kTaps - 1) / kTaps;
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t begin = a.taps * t / tiles;
-      conv2d_planar_grad_weight_taps<T, Channels, kTaps>(a, begin, static_cast<int>(a.taps * (t + 1) / tiles - begin));
-    }
-  } else if constexpr (Channels > 1) {
-    conv2d_planar_grad_weight_channels<T, Channels - 1>(a);
-  }
-}
-
 template <typename T>
 void conv2d_planar_grad_weight(const Conv2dPlanarGradWeightArgs<T>& a) {
-  conv2d_planar_grad_weight_channels<T, kPlanarChannels>(a);
+  with_count<kPlanarChannels>(a.channels, [&]<int Channels>() {
+    over_tiles<planar_grad_weight_taps(kMaxVectors * rows_for(kMaxVectors), Channels)>(
+        a.taps, [&]<int Taps>(int64_t tap) { conv2d_planar_grad_weight_tile<T, Channels, Taps>(a, tap); });
+  });
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include "vec_avx512.h"
 // clang-format off
 #include "kernel_table.h"
+#include "tiles.h"
 #include "conv2d_direct.h"
 #include "conv2d_grad_weight.h"
 #include "conv2d_pack.h"

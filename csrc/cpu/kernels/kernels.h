@@ -2,6 +2,7 @@
 #include "kernel_table.h"
 // clang-format off
 #include "bit_mask.h"
+#include "tiles.h"
 #include "conv2d_direct.h"
 #include "conv2d_pack.h"
 #include "conv2d_planes.h"
