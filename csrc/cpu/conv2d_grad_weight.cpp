@@ -119,7 +119,7 @@ class GradWeightRun {
                  const std::vector<LaneBlock>& blocks, bool adds, Room& room) const {
     // 1. The input with its halo, or block by block, and the output's gradient in panels.
     const Element* input = p_.prepare(c, room.copy);
-    if (copies_lanes_) input = copy_lanes(input, p_.pixels(c), blocks, room.copy);
+    if (copies_lanes_) input = copy_lanes(c, input, blocks, room);
     const int64_t panel_size = p_.pixels(p_.first_half(c)) * panel_rows_;
     pack_panels(c, first_panel, last_panel, panel_size, room.panels);
     // 2. The tiles: a block of lanes stays in cache while the panels pass.
@@ -152,16 +152,18 @@ class GradWeightRun {
     for (size_t i = 0; copies_lanes_ && i < pixels.size(); ++i) pixels[i].input = pixels[i].grad * lane_stride_;
   }
 
-  const Element* copy_lanes(const Element* input, int64_t pixels, const std::vector<LaneBlock>& blocks,
-                            Element* copy) const {
-    for (int64_t p = 0; p < pixels; p += kRowsTogether)
+  const Element* copy_lanes(const typename GradWeightProblem<T>::Chunk& c, const Element* input,
+                            const std::vector<LaneBlock>& blocks, Room& room) const {
+    const int64_t pixels = p_.pixels(c);
+    p_.list_pixels(c, {c.i0, c.i1, 0, g_.out_w}, room.pixels);
+    for (int64_t first = 0; first < pixels; first += kRowsTogether)
       for (const LaneBlock& b : blocks) {
-        const int64_t lanes = b.vectors * p_.kernel.width, rows = std::min(kRowsTogether, pixels - p);
-        const Element* from = input + p * p_.input.depth + b.out_offset;
-        Element* to = copy + b.in_offset + p * lane_stride_;
-        for (int64_t i = 0; i < rows; ++i) std::copy_n(from + i * p_.input.depth, lanes, to + i * lane_stride_);
+        const int64_t lanes = b.vectors * p_.kernel.width;
+        Element* to = room.copy + b.in_offset;
+        for (int64_t p = first; p < std::min(first + kRowsTogether, pixels); ++p)
+          std::copy_n(input + room.pixels[p].input + b.out_offset, lanes, to + p * lane_stride_);
       }
-    return copy;
+    return room.copy;
   }
 
   // Packing pays where many blocks of lanes read a panel, and is needed where its last rows are not there to read, or
