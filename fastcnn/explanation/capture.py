@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import random
 import sys
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
-from fastcnn.explanation.layers import is_known, own_forward, runs_as_one
+from fastcnn.explanation.layers import is_known, kind_of, own_forward, runs_as_one
 
 _HOOKS = (
     "_forward_hooks",
@@ -26,6 +28,8 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+# Their last arguments are the residual, eps, and whether ReLU is applied.
+_BATCH_NORMS = (torch.ops.fastcnn.batch_norm_train.default, torch.ops.fastcnn.batch_norm_infer.default)
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -77,6 +81,7 @@ class Call:
     Attributes:
         name: the layer's qualified name in the model.
         module: the layer.
+        kind: the name of the fastcnn.nn module that does what was called.
         inputs: its tensors: the input; the input and the residual; or those that it joins.
         training: the layer's training flag.
         times: how often it was called so.
@@ -85,6 +90,7 @@ class Call:
 
     name: str
     module: nn.Module
+    kind: str
     inputs: tuple[TensorSpec, ...]
     training: bool
     times: int = 1
@@ -97,24 +103,59 @@ def capture(model: nn.Module, example: Any, grad: bool) -> list[Call]:
     Convolutions' weights are channels_last in the run, as fastcnn keeps them, so that the strides are those of a
     converted model. With `grad` a graph is built, of which nothing is kept, to see what needs a gradient.
     """
-    calls: dict[Any, Call] = {}
-
-    def note(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors, problem = _tensors(args, kwargs)
-        specs = tuple(TensorSpec.of(t) for t in tensors)
-        call = Call(name, module, specs, module.training, problem=problem)
-        key = (name, specs, call.training, problem)
-        calls[key] = replace(calls[key], times=calls[key].times + 1) if key in calls else call
-
+    record = _Record()
     watched = list(_watched(model))
     with untouched(model):
         _strip(model)
         for name, module in watched:
-            module.register_forward_pre_hook(lambda m, a, k, name=name: note(name, m, a, k), with_kwargs=True)
+            record.watch(name, module)
         args, kwargs = _arguments(_pytree.tree_map(_copy, example))
-        with torch.set_grad_enabled(grad), torch.autograd.graph.saved_tensors_hooks(_forget, _forget):
+        with torch.set_grad_enabled(grad), torch.autograd.graph.saved_tensors_hooks(_forget, _forget), record:
             model(*args, **kwargs)
-    return list(calls.values())
+    counts = Counter(record.calls)
+    return [replace(call, times=times) for call, times in counts.items()]
+
+
+class _Record(TorchFunctionMode):
+    """The calls of the layers that it watches while it is entered.
+
+    Batch norms are not watched by a hook, as a hook would keep them from being fused with what follows: their forward,
+    and every op that stands for it, asks `_check_input_dim` first. What then runs shows whether ReLU is part of it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.normalized: Tensor | None = None
+
+    def watch(self, name: str, module: nn.Module) -> None:
+        if isinstance(module, _BatchNorm) and not own_forward(module):
+            checks: Callable[[Tensor], None] = module._check_input_dim
+
+            def check_input_dim(input: Tensor) -> None:
+                self._note(name, module, (input,), {})
+                self.normalized = input
+                checks(input)
+
+            vars(module)["_check_input_dim"] = check_input_dim
+        else:
+            module.register_forward_pre_hook(
+                lambda m, args, kwargs: self._note(name, m, args, kwargs), with_kwargs=True
+            )
+
+    def _note(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors, problem = _tensors(args, kwargs)
+        specs = tuple(TensorSpec.of(t) for t in tensors)
+        self.calls.append(Call(name, module, kind_of(module), specs, module.training, problem=problem))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _BATCH_NORMS and args[0] is self.normalized:
+            residual, _, relu = args[-3:]
+            if relu:
+                specs = tuple(TensorSpec.of(t) for t in (args[0], residual) if t is not None)
+                self.calls[-1] = replace(self.calls[-1], kind="BatchNormReLU2d", inputs=specs)
+            self.normalized = None
+        return func(*args, **(kwargs or {}))
 
 
 def check(model: object, example: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,9 +87,11 @@ def runs_as_one(module: nn.Module) -> bool:
     return isinstance(module, DenseBlock) and module.is_fusable()
 
 
-def take_out(module: nn.Module) -> Layer:
-    """Take a module that is_known and has no own_forward out of its model."""
-    return _TAKE[kind_of(module)](module)
+def take_out(module: nn.Module, kind: str) -> Layer:
+    """Take a module that is_known and has no own_forward out of its model, for a call of this kind."""
+    if kind == "BatchNormReLU2d":
+        return replace(_batch_norm(module, relu=True), kind=kind)
+    return _TAKE[kind](module)
 
 
 def _leaf(tensor: Tensor | None) -> Tensor | None:
@@ -127,8 +129,7 @@ def _batch_norm_arguments(module: Any) -> tuple[Any, ...]:
     return mean, var, training, momentum, eps
 
 
-def _batch_norm(module: Any) -> Layer:
-    relu = isinstance(module, BatchNormReLU2d)
+def _batch_norm(module: Any, relu: bool = False) -> Layer:
     mean, var, training, momentum, eps = _batch_norm_arguments(module)
 
     def ours(inputs: Sequence[Tensor], parameters: Sequence[Any]) -> Tensor:
@@ -188,7 +189,7 @@ def _concat(module: Any) -> Layer:
 
 
 def _dense_block(module: Any) -> Layer:
-    pairs = [(_batch_norm(net[0]), _conv2d(net[2])) for net in module.net]
+    pairs = [(_batch_norm(net[0], relu=True), _conv2d(net[2])) for net in module.net]
     statistics = [_batch_norm_arguments(net[0]) for net in module.net]
     parameters = [p for norm, conv in pairs for p in (*norm.parameters, *conv.parameters)]
 
@@ -215,7 +216,6 @@ _TAKE: dict[str, Callable[[Any], Layer]] = {
     "DenseBlock": _dense_block,
     "Concat": _concat,
     "Conv2d": _conv2d,
-    "BatchNormReLU2d": _batch_norm,
     "BatchNorm2d": _batch_norm,
     "BatchNorm1d": _batch_norm,
     "MaxPool2d": _max_pool2d,

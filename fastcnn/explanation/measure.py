@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastcnn.explanation import reasons
 from fastcnn.explanation.capture import Call, capture, check
-from fastcnn.explanation.layers import conv2d_geometry, kind_of, own_forward, take_out
+from fastcnn.explanation.layers import conv2d_geometry, own_forward, take_out
 from fastcnn.explanation.timing import interleaved_ms
 
 SECONDS = 20.0
@@ -142,7 +142,7 @@ def _plan(call: Call, grad: bool) -> tuple[Any, LayerTime]:
     spec = call.inputs[0] if call.inputs else None
     row = LayerTime(
         name=call.name,
-        kind=kind_of(call.module),
+        kind=call.kind,
         shape=spec.shape if spec else (),
         dtype=spec.dtype if spec else None,
         layout=spec.layout if spec else "",
@@ -152,7 +152,7 @@ def _plan(call: Call, grad: bool) -> tuple[Any, LayerTime]:
         return None, replace(row, why=f"left torch's: {type(call.module).__name__} has a forward of its own")
     if call.problem:
         return None, replace(row, why=f"not measured: {call.problem}")
-    layer = take_out(call.module)
+    layer = take_out(call.module, call.kind)
     parameters = tuple(
         None if p is None else (tuple(p.shape), p.stride(), p.dtype, p.device, p.requires_grad)
         for p in layer.parameters
@@ -175,9 +175,9 @@ class _Measurement:
 
     def __init__(self, call: Call, grad: bool) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.call, self.layer = call, take_out(call.module)
+        self.call, self.layer = call, take_out(call.module, call.kind)
         # With running statistics of their own, which those of a graph that is differentiated later must not share.
-        self.timed = take_out(call.module)
+        self.timed = take_out(call.module, call.kind)
         self.inputs = [spec.draw(generator) for spec in call.inputs]
         wanted = [t for t in (*self.inputs, *self.layer.parameters) if t is not None and t.requires_grad]
         self.leaves = wanted if grad else []
