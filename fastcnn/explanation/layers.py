@@ -67,6 +67,11 @@ def is_known(module: nn.Module) -> bool:
     return isinstance(module, tuple(kind for kinds in _KINDS.values() for kind in kinds))
 
 
+def is_ours(module: nn.Module) -> bool:
+    """Whether a module is a layer of ours, and not torch's."""
+    return isinstance(module, tuple(kinds[0] for kinds in _KINDS.values()))
+
+
 def kind_of(module: nn.Module) -> str:
     """The name of the fastcnn.nn module that stands for a module that is_known."""
     return next(name for name, kinds in _KINDS.items() if isinstance(module, kinds))
