@@ -52,6 +52,8 @@ def explain_network(
         found = explain(network.model.train(train), example, seconds=seconds, title=network.name)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "more than 1 value per channel" in reason:
+            reason += "; a larger --batch has more"
         images = f"{batch} image{'s' if batch != 1 else ''} of {size} pixels"
         raise UserError(f"{name} does not take {images}{' in training' if train else ''}: {reason}") from error
     if page is not None:

@@ -86,6 +86,7 @@ class Call:
         training: the layer's training flag.
         times: how often it was called so.
         problem: why the call cannot be repeated by itself; "" where it can.
+        foreign: the class whose forward is not that of its kind, so that nothing of ours stands for it; else "".
     """
 
     name: str
@@ -95,6 +96,7 @@ class Call:
     training: bool
     times: int = 1
     problem: str = ""
+    foreign: str = ""
 
 
 def capture(model: nn.Module, example: Any, grad: bool) -> list[Call]:
@@ -134,7 +136,6 @@ class _Record(TorchFunctionMode):
 
             def check_input_dim(input: Tensor) -> None:
                 self._note(name, module, (input,), {})
-                self.normalized = input
                 checks(input)
 
             vars(module)["_check_input_dim"] = check_input_dim
@@ -146,14 +147,17 @@ class _Record(TorchFunctionMode):
     def _note(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors, problem = _tensors(args, kwargs)
         specs = tuple(TensorSpec.of(t) for t in tensors)
-        self.calls.append(Call(name, module, kind_of(module), specs, module.training, problem=problem))
+        foreign = type(module).__name__ if own_forward(module) else ""
+        call = Call(name, module, kind_of(module), specs, module.training, problem=problem, foreign=foreign)
+        self.calls.append(call)
+        self.normalized = tensors[0] if isinstance(module, _BatchNorm) and tensors else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _BATCH_NORMS and args[0] is self.normalized:
+        if self.normalized is not None and func in _BATCH_NORMS and args[0] is self.normalized:
             residual, _, relu = args[-3:]
-            if relu:
-                specs = tuple(TensorSpec.of(t) for t in (args[0], residual) if t is not None)
-                self.calls[-1] = replace(self.calls[-1], kind="BatchNormReLU2d", inputs=specs)
+            specs = tuple(TensorSpec.of(t) for t in (args[0], residual) if t is not None)
+            kind = "BatchNormReLU2d" if relu else self.calls[-1].kind
+            self.calls[-1] = replace(self.calls[-1], kind=kind, inputs=specs, foreign="")  # ours runs, whoever calls it
             self.normalized = None
         return func(*args, **(kwargs or {}))
 

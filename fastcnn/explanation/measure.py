@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastcnn.explanation import reasons
 from fastcnn.explanation.capture import Call, capture, check
-from fastcnn.explanation.layers import conv2d_geometry, own_forward, take_out
+from fastcnn.explanation.layers import conv2d_geometry, take_out
 from fastcnn.explanation.timing import interleaved_ms
 
 SECONDS = 20.0
@@ -41,6 +41,7 @@ class LayerTime:
         torch_ms: forward, with torch's, on the same tensors.
         ours_backward_ms: backward; 0 where no gradient was asked for.
         torch_backward_ms: likewise.
+        spread: how much the times of one side varied: the distance of their quartiles over their median.
         flop: of a forward and, where measured, backward call, as torch's FlopCounterMode counts: convolutions only.
         mismatch: how far both results are apart, where that is more than rounding explains; else "".
     """
@@ -58,6 +59,7 @@ class LayerTime:
     torch_ms: float = math.nan
     ours_backward_ms: float = math.nan
     torch_backward_ms: float = math.nan
+    spread: float = 0.0
     flop: int = 0
     mismatch: str = ""
 
@@ -148,8 +150,8 @@ def _plan(call: Call, grad: bool) -> tuple[Any, LayerTime]:
         layout=spec.layout if spec else "",
         calls=call.times,
     )
-    if own_forward(call.module):
-        return None, replace(row, why=f"left torch's: {type(call.module).__name__} has a forward of its own")
+    if call.foreign:
+        return None, replace(row, why=f"left torch's: {call.foreign} has a forward of its own")
     if call.problem:
         return None, replace(row, why=f"not measured: {call.problem}")
     layer = take_out(call.module, call.kind)
@@ -193,11 +195,12 @@ class _Measurement:
             problem = problem or self._compare_gradients(results)
             backward = reasons.recorded(lambda: self._gradients(results[0]))
         shares = 2 if self.leaves else 1
-        ours, theirs = interleaved_ms([self._ours, self._theirs], seconds / shares)
+        (ours, theirs), spread = interleaved_ms([self._ours, self._theirs], seconds / shares)
         ours_backward = theirs_backward = 0.0
         if self.leaves:
             both = [lambda output=output: self._gradients(output) for output in results]
-            ours_backward, theirs_backward = interleaved_ms(both, seconds / shares)
+            (ours_backward, theirs_backward), other = interleaved_ms(both, seconds / shares)
+            spread = max(spread, other)
         geometry = None
         module = self.call.module
         if isinstance(module, nn.Conv2d):
@@ -211,6 +214,7 @@ class _Measurement:
             torch_ms=theirs,
             ours_backward_ms=ours_backward,
             torch_backward_ms=theirs_backward,
+            spread=spread,
             flop=self._flop(),
             mismatch=problem,
         )

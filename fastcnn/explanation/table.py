@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from fastcnn.explanation.measure import LayerTime
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from fastcnn.explanation.explain import Explanation
 
 SLOWER = 0.95  # ratios below this are more than the noise of a measurement
+NOISY = 0.3  # a spread above this is not the layer's
+NAMES = 12  # that are listed for a reason
 WIDTH = 120  # of the lines below the table
 # What the names of kernels begin with, which the layer's kind says already.
 _PREFIXES = ("conv2d_", "batch_norm_", "max_pool2d_", "avg_pool2d_", "global_avg_pool2d_")
@@ -49,7 +51,6 @@ def total(explanation: Explanation) -> list[str]:
 def sections(explanation: Explanation) -> list[tuple[str, list[str]]]:
     """What is said below the table: title and lines of each part that has any."""
     rows = explanation.rows
-    slower = [f"{row.name} {row.ratio:.2f}" for row in rows if row.measured and row.ratio < SLOWER]
     missing = [(row.name, row.why) for row in rows if not row.measured and row.name not in explanation.kept]
     seen = {row.name for row in rows}
     backward = [(row.name, "backward, by the rule") for row in rows if ATEN in row.backward_kernel.split(" + ")]
@@ -60,9 +61,9 @@ def sections(explanation: Explanation) -> list[tuple[str, list[str]]]:
         ("Left torch's layers, and not called", _grouped([i for i in explanation.kept.items() if i[0] not in seen])),
         ("Not fused", _grouped([(name, f"{pattern}: {why}") for name, pattern, why in explanation.unfused])),
         ("Not measured", _grouped(missing)),
-        (f"Slower than torch's (ratio below {SLOWER}); fastcnn.convert(model, example) leaves such layers torch's",
-         [", ".join(slower)] if slower else []),
-    ]  # fmt: skip
+        ("Slower than torch's", _slower(rows)),
+        ("Busy machine", _noisy(rows)),
+    ]
     return [(title, lines) for title, lines in parts if lines]
 
 
@@ -120,12 +121,42 @@ def _falls_back(row: LayerTime) -> bool:
     return row.measured and ATEN in row.kernel.split(" + ")
 
 
+def _slower(rows: Sequence[LayerTime]) -> list[str]:
+    """What the slower layers cost, and which cost most."""
+    slower = [(row.calls * (row.ours_total_ms - row.torch_total_ms), row) for row in rows if row.ratio < SLOWER]
+    if not slower:
+        return []
+    slower.sort(key=lambda pair: -pair[0])
+    lost = sum(ms for ms, _ in slower)
+    most = _names([f"{row.name} {row.ratio:.2f}" for _, row in slower])
+    layers = "1 layer has" if len(slower) == 1 else f"{len(slower)} layers have"
+    return [
+        f"{layers} a ratio below {SLOWER}, and lose {lost:.2f} ms together: {most}",
+        "fastcnn.convert(model, example) measures that, and leaves such layers torch's",
+    ]
+
+
+def _noisy(rows: Sequence[LayerTime]) -> list[str]:
+    noisy, measured = sum(row.spread > NOISY for row in rows), sum(row.measured for row in rows)
+    if 4 * noisy < measured or not noisy:
+        return []
+    return [
+        f"the times of {noisy} of {measured} layers varied by more than {100 * NOISY:.0f} % while they were measured: "
+        "something else uses this machine; ratios of small layers mean little until it is idle"
+    ]
+
+
 def _grouped(pairs: Iterable[tuple[str, str]]) -> list[str]:
     """One line a reason: the reason, and the layers that it holds for."""
     layers: dict[str, list[str]] = {}
     for name, reason in pairs:
         layers.setdefault(reason, []).append(name)
-    return [f"{reason}: {', '.join(dict.fromkeys(names))}" for reason, names in layers.items()]
+    return [f"{reason}: {_names(list(dict.fromkeys(names)))}" for reason, names in layers.items()]
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - NAMES
+    return ", ".join(names[:NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _wrap(line: str) -> list[str]:
