@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from fastcnn.explanation.layers import is_known, kind_of, own_forward, runs_as_one
+from fastcnn.nn import DenseBlock
 
 _HOOKS = (
     "_forward_hooks",
@@ -229,6 +230,8 @@ def _watched(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         if runs_as_one(module):
             inside.update(module.modules())
+        elif isinstance(module, DenseBlock):
+            continue
         yield name, module
 
 

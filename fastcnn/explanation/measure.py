@@ -252,7 +252,8 @@ def _difference(what: str, ours: Tensor, theirs: Tensor, power: float) -> str:
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return f"{what} {tuple(ours.shape)} {ours.dtype}, but torch's {tuple(theirs.shape)} {theirs.dtype}"
     tolerance = TOLERANCE.get(theirs.dtype, HALF_TOLERANCE) ** power
-    a, b = ours.detach().double(), theirs.detach().double()
+    a, b = (torch.view_as_real(t) if t.is_complex() else t for t in (ours.detach(), theirs.detach()))
+    a, b = a.double(), b.double()
     finite = b.isfinite()
     if not torch.equal(a.isfinite(), finite):
         return f"{what} is finite where torch's is not, or not where it is"

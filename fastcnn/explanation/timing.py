@@ -16,7 +16,8 @@ ROUNDS = (5, 40)  # at least and at most
 def interleaved_ms(calls: Sequence[Callable[[], Any]], seconds: float) -> tuple[list[float], float]:
     """Time `calls` in turn, each round in the other order; return each one's median in ms, and the largest spread.
 
-    The spread is the distance of the quartiles over the median: large where something else uses the machine. All of it takes about `seconds`, but for calls so long that the least number of rounds takes more.
+    The spread is the distance of the quartiles over the median: large where something else uses the machine. All of it
+    takes about `seconds`, but for calls so long that the least number of rounds takes more.
     """
     each = [_seconds(call, 1) for call in calls]
     repeats = max(1, round(BLOCK_SECONDS / max(min(each), 1e-7)))
