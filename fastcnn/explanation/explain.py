@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 from collections.abc import Mapping, Sequence
@@ -142,7 +143,8 @@ def _as_converted(model: nn.Module) -> tuple[nn.Module, list[str]]:
     except Exception as error:  # whatever a class of the user's raises when it is copied
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return model, [f"shown without fusing, as the model cannot be copied to convert it: {reason}"]
-    convert(twin)
+    with contextlib.redirect_stdout(None):  # it says that nothing was measured, which is what follows here
+        convert(twin)
     return twin, ["shown as fastcnn.convert would make it; the model itself is as it was"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastcnn.explanation import reasons
 from fastcnn.explanation.capture import Call, capture, check
 from fastcnn.explanation.layers import conv2d_geometry, take_out
-from fastcnn.explanation.timing import interleaved_ms
+from fastcnn.explanation.timing import blocks_ms, spread
 
 SECONDS = 20.0
 # Of the difference's norm over the norm of torch's result, by dtype. Winograd's algorithm stays below 1e-5. Gradients
@@ -195,12 +196,11 @@ class _Measurement:
             problem = problem or self._compare_gradients(results)
             backward = reasons.recorded(lambda: self._gradients(results[0]))
         shares = 2 if self.leaves else 1
-        (ours, theirs), spread = interleaved_ms([self._ours, self._theirs], seconds / shares)
-        ours_backward = theirs_backward = 0.0
+        blocks = blocks_ms([self._ours, self._theirs], seconds / shares)
         if self.leaves:
             both = [lambda output=output: self._gradients(output) for output in results]
-            (ours_backward, theirs_backward), other = interleaved_ms(both, seconds / shares)
-            spread = max(spread, other)
+            blocks += blocks_ms(both, seconds / shares)
+        ours, theirs, ours_backward, theirs_backward = [*map(statistics.median, blocks), 0.0, 0.0][:4]
         geometry = None
         module = self.call.module
         if isinstance(module, nn.Conv2d):
@@ -214,7 +214,7 @@ class _Measurement:
             torch_ms=theirs,
             ours_backward_ms=ours_backward,
             torch_backward_ms=theirs_backward,
-            spread=spread,
+            spread=max(map(spread, blocks)),
             flop=self._flop(),
             mismatch=problem,
         )

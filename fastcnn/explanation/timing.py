@@ -13,12 +13,22 @@ BLOCK_SECONDS = 0.002  # of the fastest call's block: far above the clock's reso
 ROUNDS = (5, 40)  # at least and at most
 
 
-def interleaved_ms(calls: Sequence[Callable[[], Any]], seconds: float) -> tuple[list[float], float]:
-    """Time `calls` in turn, each round in the other order; return each one's median in ms, and the largest spread.
+def interleaved_ms(calls: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
+    """Time `calls` in turn, each round in the other order, and return each one's median in ms.
 
-    The spread is the distance of the quartiles over the median: large where something else uses the machine. All of it
-    takes about `seconds`, but for calls so long that the least number of rounds takes more.
+    All of it takes about `seconds`, but for calls so long that the least number of rounds takes more.
     """
+    return [statistics.median(values) for values in blocks_ms(calls, seconds)]
+
+
+def spread(values: Sequence[float]) -> float:
+    """The distance of the quartiles over the median: large where something else uses the machine."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / max(middle, 1e-9)
+
+
+def blocks_ms(calls: Sequence[Callable[[], Any]], seconds: float) -> list[list[float]]:
+    """Time `calls` as interleaved_ms does, and return the ms a call in each block of each one."""
     each = [_seconds(call, 1) for call in calls]
     repeats = max(1, round(BLOCK_SECONDS / max(min(each), 1e-7)))
     rounds = min(max(int(seconds / max(repeats * sum(each), 1e-7)), ROUNDS[0]), ROUNDS[1])
@@ -26,13 +36,8 @@ def interleaved_ms(calls: Sequence[Callable[[], Any]], seconds: float) -> tuple[
     for i in range(rounds):
         order = range(len(calls)) if i % 2 == 0 else reversed(range(len(calls)))
         for index in order:
-            taken[index].append(_seconds(calls[index], repeats))
-    medians, spread = [], 0.0
-    for values in taken:
-        low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-        medians.append(1e3 * middle)
-        spread = max(spread, (high - low) / max(middle, 1e-9))
-    return medians, spread
+            taken[index].append(1e3 * _seconds(calls[index], repeats))
+    return taken
 
 
 def _seconds(call: Callable[[], Any], repeats: int) -> float:
