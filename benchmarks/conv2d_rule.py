@@ -31,7 +31,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from fastcnn import _library, backends
-from fastcnn.cli.running import cpu_name
+from fastcnn._machine import cpu_name
 
 COSTS = Path(__file__).parents[1] / "csrc" / "cpu" / "conv2d_costs.h"
 TIMM_LAYERS = Path(__file__).with_name("timm_layers.json")

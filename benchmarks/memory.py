@@ -27,7 +27,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from fastcnn import models
-from fastcnn.cli.running import cpu_name
+from fastcnn._machine import cpu_name
 
 MEGABYTE = 1e6
 

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastcnn import _library
-from fastcnn.cli.running import cpu_name
+from fastcnn._machine import cpu_name
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
 COPY_BYTES = 256 * 1024 * 1024

@@ -122,6 +122,27 @@ def models_command(
     return 0
 
 
+@app.command("explain")
+def explain_command(
+    network: Annotated[str, typer.Argument(help="A network of `fastcnn models`, torchvision:NAME, or timm:NAME.")],
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Width and height of the images, in pixels. (default: the network's)")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 1,
+    threads: Threads = None,
+    train: Annotated[bool, typer.Option("--train", help="In training mode, with the backward pass.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the table as a web page to this file, too.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="About how long to measure.")] = 20.0,
+) -> int:
+    """Measure each layer of a network with fastcnn's op and with torch's, and say which kernels run and why.
+
+    Weights are random. Nothing is downloaded.
+    """
+    from fastcnn.cli.explain import explain_network
+
+    return explain_network(network, size, batch, threads, train, html, seconds)
+
+
 @app.command("info")
 def info_command() -> int:
     """Print versions, CPU capability, threads, CUDA and kernels, for bug reports."""

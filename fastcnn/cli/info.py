@@ -11,8 +11,8 @@ import torch
 
 import fastcnn
 from fastcnn import _library, backends, ops
+from fastcnn._machine import cpu_name
 from fastcnn.cli.console import make_console, make_table, print_plain
-from fastcnn.cli.running import cpu_name
 
 CAPABILITY_VARIABLE = "FASTCNN_CPU_CAPABILITY"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from fastcnn import data, models
+from fastcnn._machine import cpu_name
 from fastcnn.cli.console import Reporter
 from fastcnn.cli.errors import UserError
 from fastcnn.cli.settings import Settings
@@ -143,15 +143,3 @@ def describe_device(device: torch.device) -> str:
     threads = torch.get_num_threads()
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{device} ({cpu_name()}, {capability}, {threads} thread{'s' if threads != 1 else ''})"
-
-
-def cpu_name() -> str:
-    """Return the CPU's name as Linux gives it, or the architecture's."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

@@ -53,7 +53,8 @@ class DenseBlock(nn.Module):
             features = self.concat([features, block(features)])
         return features
 
-    def _fuses(self, input: Tensor) -> bool:
+    def is_fusable(self) -> bool:
+        """Whether one op may stand for the layers as they are now, given an input that it takes."""
         if not self.fused or torch_module._has_any_global_hook() or not _is_plain(self.net, nn.Sequential):
             return False
         if not (_is_plain(self.concat, Concat) and all(_is_plain_layer(layer) for layer in self.net)):
@@ -61,10 +62,12 @@ class DenseBlock(nn.Module):
         norms = [norm for norm, _ in self._layers()]
         if not norms or any(n.training != norms[0].training for n in norms):
             return False
-        if any((n.running_mean is None) != (norms[0].running_mean is None) for n in norms):
-            return False
+        return all((n.running_mean is None) == (norms[0].running_mean is None) for n in norms)
+
+    def _fuses(self, input: Tensor) -> bool:
         return (
-            input.dim() == 4
+            self.is_fusable()
+            and input.dim() == 4
             and input.device.type in ("cpu", "meta")
             and input.is_floating_point()
             and all(p.device == input.device for p in self.parameters())

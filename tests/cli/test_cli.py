@@ -46,7 +46,7 @@ def history(folder):
 def test_help_lists_the_commands():
     result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0
-    for command in ("train", "demo", "models", "info"):
+    for command in ("train", "demo", "models", "explain", "info"):
         assert re.search(rf"\b{command}\b", result.output)
 
 

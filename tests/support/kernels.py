@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from fastcnn import _library
+from fastcnn.explanation.reasons import recorded as recorded
 
 
 def table() -> list[str]:
@@ -19,14 +17,3 @@ def capabilities() -> list[str]:
     known, allowed = library.fastcnn_cpu_capabilities(), library.fastcnn_cpu_capability_allowed()
     names = known.decode().split()
     return list(names[: names.index(allowed.decode()) + 1])
-
-
-def recorded(call: Callable[[], Any]) -> list[str]:
-    """The kernels that `call` ran, in order."""
-    library = _library.load()
-    library.fastcnn_record_kernels(1)
-    try:
-        call()
-    finally:
-        library.fastcnn_record_kernels(0)
-    return str(library.fastcnn_recorded_kernels().decode()).split()
