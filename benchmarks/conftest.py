@@ -9,6 +9,7 @@ import report
 import targets
 import torch
 
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 MACHINE = pytest.StashKey[dict[str, Any]]()
 
 
@@ -16,6 +17,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastcnn")
     group.addoption("--batches", default="1,8,32", help="batch sizes, by commas (default: %(default)s)")
     group.addoption("--threads", default="1,2", help="numbers of threads, by commas (default: %(default)s)")
+    group.addoption(
+        "--dtype", default="float32", choices=list(DTYPES), help="of the layers; networks run in float32 only"
+    )
     group.addoption("--budget", default=0.5, type=float, help="seconds to time a layer for (default: %(default)s)")
     group.addoption("--compile", action="store_true", help="measure torch.compile of the whole networks as well")
     group.addoption(
@@ -48,6 +52,10 @@ def _case(item: pytest.Item) -> targets.Row:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--dtype") != "float32":
+        networks = [item for item in items if "layer" not in item.callspec.params]  # type: ignore[attr-defined]
+        config.hook.pytest_deselected(items=networks)
+        items[:] = [item for item in items if item not in networks]
     if not config.getoption("--targets"):
         return
     cases = [_case(item) for item in items]
@@ -78,13 +86,21 @@ def compiled(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """The layers' dtype."""
+    return DTYPES[request.config.getoption("--dtype")]
+
+
+@pytest.fixture
 def budget(request: pytest.FixtureRequest) -> float:
     """Seconds to time a layer for."""
     return float(request.config.getoption("--budget"))
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info["fastcnn"] = config.stash[MACHINE] = report.describe_machine(_numbers(config, "--threads"))
+    machine_info["fastcnn"] = config.stash[MACHINE] = report.describe_machine(
+        _numbers(config, "--threads"), str(config.getoption("--dtype"))
+    )
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

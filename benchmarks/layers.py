@@ -72,8 +72,8 @@ class Layer:
             "stride": self.stride,
         }
 
-    def tensors(self, batch: int, seed: int = 0) -> list[Tensor]:
-        """The op's tensors, channels_last; those that it learns from come first."""
+    def tensors(self, batch: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
+        """The op's tensors, channels_last; those that it learns from come first. Batch norm's own stay float32."""
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*shape: int) -> Tensor:
@@ -81,7 +81,8 @@ class Layer:
 
         def image(channels: int) -> Tensor:
             # Layers follow a ReLU: half of their input is zero, none of it negative.
-            return draw(batch, channels, self.height, self.width).relu_().to(memory_format=torch.channels_last)
+            drawn = draw(batch, channels, self.height, self.width).relu_()
+            return drawn.to(dtype, memory_format=torch.channels_last)
 
         if self.parts:
             return [image(channels) for channels in self.parts]
@@ -90,7 +91,8 @@ class Layer:
             return [image(c), 1 + draw(c) / 4, draw(c) / 4, torch.zeros(c), torch.ones(c)]
         if self.weight is not None:
             weight = draw(*self.weight) * (self.weight[1] * self.weight[2] * self.weight[3]) ** -0.5
-            return [image(self.channels), weight.to(memory_format=torch.channels_last), draw(self.weight[0])]
+            bias = draw(self.weight[0]).to(dtype)
+            return [image(self.channels), weight.to(dtype, memory_format=torch.channels_last), bias]
         return [image(self.channels)]
 
 

@@ -44,7 +44,7 @@ class Page:
     rows: list[list[str]]
 
 
-def describe_machine(threads: list[int]) -> dict[str, Any]:
+def describe_machine(threads: list[int], dtype: str) -> dict[str, Any]:
     """CPU, versions and settings as read back, and for each number of threads FMA peak (GFLOP/s) and copy (GB/s)."""
     library = _library.load()
     before = torch.get_num_threads()
@@ -70,6 +70,7 @@ def describe_machine(threads: list[int]) -> dict[str, Any]:
         "capability": library.fastcnn_cpu_capability().decode(),
         "torch": torch.__version__,
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        "dtype": dtype,
         "float32_precision": torch.get_float32_matmul_precision(),
         "peaks": peaks,
         "command": " ".join(["make bench", *([f'BENCH_ARGS="{arguments}"'] if arguments else [])]),
@@ -86,14 +87,14 @@ def _percent_of_peak(row: dict[str, Any], machine: dict[str, Any]) -> str:
     return f"{100 * row['bytes'] / seconds / 1e9 / peak['copy_gbs']:.0f} copy"
 
 
-def _targets(rows: list[dict[str, Any]]) -> Page:
+def _targets(rows: list[dict[str, Any]], machine: dict[str, Any]) -> Page:
     lines = [
         [
             r.target.name, r.worst_row, str(r.threads), str(r.rows), str(r.reached), f"{r.mean:.2f}", f"{r.worst:.2f}",
             f"{'at most ' if r.target.at_most else ''}{r.target.bound}{' (mean)' if r.target.of_mean else ''}",
             "met" if r.met else "**missed**",
         ]
-        for r in targets.results(rows)
+        for r in targets.results(rows, machine["dtype"])
     ]  # fmt: skip
     note = (
         "Time of torch channels_last over fastcnn's (training steps: of the fastest of torch's three); memory: "
@@ -149,7 +150,7 @@ def _layers(rows: list[dict[str, Any]], machine: dict[str, Any]) -> Page:
 
 def pages(rows: list[dict[str, Any]], machine: dict[str, Any]) -> list[Page]:
     """The tables that have rows."""
-    found = [_targets(rows), _training(rows), _memory(rows), _layers(rows, machine)]
+    found = [_targets(rows, machine), _training(rows), _memory(rows), _layers(rows, machine)]
     return [page for page in found if page.rows]
 
 
@@ -158,9 +159,10 @@ def _headline(machine: dict[str, Any]) -> str:
         f"{n} threads: {p['gflops']:.0f} GFLOP/s FMA, {p['copy_gbs']:.1f} GB/s copy, torch uses {p['torch_threads']}"
         for n, p in machine["peaks"].items()
     )
+    precision = f" at precision {machine['float32_precision']}" if machine["dtype"] == "float32" else ""
     return (
         f"{machine['cpu']}, fastcnn kernels {machine['capability']}, torch {machine['torch']} "
-        f"({machine['torch_capability']}), float32 at precision {machine['float32_precision']}, input and weights "
+        f"({machine['torch_capability']}), {machine['dtype']}{precision}, input and weights "
         f"channels_last, fallback off if not said otherwise. Measured in the same run: {peaks}."
     )
 
@@ -275,7 +277,8 @@ def main(measured: Path, out: Path = DOCS) -> None:
     data = json.loads(measured.read_text())
     machine = data["machine_info"]["fastcnn"]
     rows = [b["extra_info"] for b in data["benchmarks"] if "pass" in b["extra_info"]]
-    name = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['capability']}".lower()).strip("-")
+    dtype = "" if machine["dtype"] == "float32" else machine["dtype"]
+    name = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['capability']} {dtype}".lower()).strip("-")
     write(rows, machine, out / name)
     print(f"wrote {out / name}")
 

@@ -80,6 +80,8 @@ VGG = where("training step", network="vgg11")
 MEMORY = where("peak memory", network=("alexnet", "vgg11", "nin", "googlenet", "resnet18", "densenet"))
 DENSENET = where("peak memory", network="densenet")
 
+NEVER_SLOWER = Target("any layer, by the default rule (fallback on)", 0.95,
+                      lambda row: "op" in row, (1, 32), value="ratio_rule")  # fmt: skip
 TARGETS = (
     Target("3x3, 64 to 128 channels, maps from 12x12, batch 8 and more", 2.0,
            conv3(both=BOTH, size=range(12, 10**9), batch=SOME), (8, 32)),
@@ -113,8 +115,7 @@ TARGETS = (
     Target("average pooling, forward", 1.3, where("forward", op="avg_pool2d"), (1, 32)),
     Target("average pooling, backward", 1.3, where("backward", op="avg_pool2d"), (1, 32)),
     Target("concat", 1.0, where("forward", op="concat"), (1, 32)),
-    Target("any layer, by the default rule (fallback on)", 0.95,
-           lambda row: "op" in row, (1, 32), value="ratio_rule"),
+    NEVER_SLOWER,
     Target("training step, batch 32, against the best of torch", 1.3, STEP, (32,), value="ratio_best"),
     Target("training step, batch 32, geometric mean of the seven", 1.8, STEP, (32,), value="ratio_best", of_mean=True),
     Target("training step of VGG-11, batch 32", 2.0, VGG, (32,), value="ratio_best"),
@@ -148,10 +149,10 @@ def describe(row: Row) -> str:
     return f"{row['layer']} on {row['input']}, {row['pass']}, batch {row['batch']}"
 
 
-def results(rows: list[Row]) -> list[Result]:
-    """Each target for each number of threads that it was measured with."""
+def results(rows: list[Row], dtype: str = "float32") -> list[Result]:
+    """Each target for each number of threads that it was measured with; a half type's is to be never slower."""
     found = []
-    for target in TARGETS:
+    for target in TARGETS if dtype == "float32" else [NEVER_SLOWER]:
         counted = [row for row in rows if target.value in row and target.counts(row)]
         for threads in sorted({row["threads"] for row in counted}):
             of_threads = [row for row in counted if row["threads"] == threads]

@@ -18,19 +18,21 @@ import fastcnn
 from fastcnn import _library
 
 TOLERANCE = 1e-4  # of the largest value: both sides round differently; a wrong kernel is off by far more
+ROUNDINGS = 2.5  # of the result's dtype, where that is a half type
 NORM_TOLERANCE = 1e-3  # of the norm, where ReLU passes a gradient or not by the rounding of a value near zero
 # What each pass takes the gradient of, by its place among the layer's tensors.
 LEARNED = {"gradient of input": [0], "gradient of weight": [1], "backward": [0, 1, 2]}
 
 
 def _check(layer: Layer, ours: Tensor, theirs: Tensor) -> None:
-    difference, wrong = ours - theirs, "nothing was timed"
+    difference, wrong = ours.float() - theirs.float(), "nothing was timed"
+    rounding = ROUNDINGS * torch.finfo(theirs.dtype).eps
     if layer.op == "batch_norm_relu":
-        error = difference.norm() / theirs.norm()
-        assert error < NORM_TOLERANCE, f"results differ by {error:.1e} of the norm; {wrong}"
+        error = difference.norm() / theirs.float().norm()
+        assert error < max(NORM_TOLERANCE, rounding), f"results differ by {error:.1e} of the norm; {wrong}"
     else:
         error = difference.abs().max() / theirs.abs().max()
-        assert error < TOLERANCE, f"results differ by {error:.1e} of the largest value; {wrong}"
+        assert error < max(TOLERANCE, rounding), f"results differ by {error:.1e} of the largest value; {wrong}"
 
 
 def _kernels_of(call: Callable[[], Any]) -> str:
@@ -60,7 +62,7 @@ def backward_cases() -> list[tuple[Layer, str]]:
 
 
 def _row(layer: Layer, direction: str, batch: int, threads: int, moved: list[Tensor], **kernels: str) -> dict[str, Any]:
-    """What the report needs of a benchmark; `moved` are the float32 tensors that it reads or writes, once each."""
+    """What the report needs of a benchmark; `moved` are the tensors that it reads or writes, once each."""
     return {
         **layer.fields(),
         "pass": direction,
@@ -68,14 +70,16 @@ def _row(layer: Layer, direction: str, batch: int, threads: int, moved: list[Ten
         "threads": threads,
         **kernels,
         "flop": layer.flop(batch),
-        "bytes": 4 * sum(t.numel() for t in moved),
+        "bytes": sum(t.numel() * t.element_size() for t in moved),
     }
 
 
 @pytest.mark.parametrize("layer", distinct_layers(), ids=_id)
 @pytest.mark.parametrize("direction", ["forward"])
-def test_forward(benchmark: Any, layer: Layer, direction: str, batch: int, threads: int, budget: float) -> None:
-    tensors = layer.tensors(batch)
+def test_forward(
+    benchmark: Any, layer: Layer, direction: str, batch: int, threads: int, dtype: torch.dtype, budget: float
+) -> None:
+    tensors = layer.tensors(batch, dtype)
     nchw = [t.contiguous() for t in tensors]
 
     def ours() -> Tensor:
@@ -104,13 +108,15 @@ def _backward_of(
         tensors = [t.contiguous() for t in tensors]
     wanted = [tensors[i].requires_grad_() for i in learned]
     output = op(*tensors)
-    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(memory_format=layout)
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype, memory_format=layout)
     return lambda: torch.autograd.grad(output, wanted, grad, retain_graph=True)
 
 
 @pytest.mark.parametrize(("layer", "direction"), backward_cases(), ids=_id)
-def test_backward(benchmark: Any, layer: Layer, direction: str, batch: int, threads: int, budget: float) -> None:
-    tensors, nhwc = layer.tensors(batch), torch.channels_last
+def test_backward(
+    benchmark: Any, layer: Layer, direction: str, batch: int, threads: int, dtype: torch.dtype, budget: float
+) -> None:
+    tensors, nhwc = layer.tensors(batch, dtype), torch.channels_last
     learned = [i for i in LEARNED[direction] if i < len(tensors)]
     by_rule = _backward_of(layer.ours, tensors, learned, nhwc)
     with fastcnn.backends.fallback(False):

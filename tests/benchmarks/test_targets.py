@@ -86,7 +86,8 @@ def test_targets_are_met_by_the_worst_row_or_by_the_mean() -> None:
 def test_report_says_which_targets_are_met(tmp_path: Path) -> None:
     machine = {
         "cpu": "Some CPU", "capability": "avx2", "torch": "2.13.0", "torch_capability": "AVX2", "command": "make bench",
-        "float32_precision": "highest", "peaks": {"1": {"gflops": 100.0, "copy_gbs": 10.0, "torch_threads": 1}},
+        "dtype": "float32", "float32_precision": "highest",
+        "peaks": {"1": {"gflops": 100.0, "copy_gbs": 10.0, "torch_threads": 1}},
     }  # fmt: skip
     measured = {"ms": {"fastcnn": 1.0, "torch channels_last": 2.5, "torch NCHW": 3.0}, "ratio_quartiles": [2.4, 2.6],
                 "kernels": "conv2d_direct", "flop": 1e9, "bytes": 1e6}  # fmt: skip
@@ -111,3 +112,8 @@ def test_report_says_which_targets_are_met(tmp_path: Path) -> None:
     assert sorted(titles, key=text.index) == titles
     page = (folder / "index.html").read_text()
     assert all(title[3:] in page for title in titles) and page.count("<img") == 2
+
+
+def test_targets_of_a_half_type_are_to_be_never_slower() -> None:
+    found = targets.results([convolution(ratio=0.5, ratio_rule=0.9)], "bfloat16")
+    assert [(r.target.name, r.met) for r in found] == [(RULE, False)]
