@@ -1,0 +1,160 @@
+"""Which single layers change their class, to what, and how their weights are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from fastcnn import nn as fast
+from fastcnn.conversion.derived import derived, refusal
+from fastcnn.conversion.fused import FusedBatchNormAct2d
+from fastcnn.conversion.recipe import Recipe
+
+# torch's class, ours, and the methods that ours stands for.
+_KINDS: list[tuple[type[nn.Module], type[nn.Module], tuple[str, ...]]] = [
+    (nn.Conv2d, fast.Conv2d, ("forward", "_conv_forward", "register_parameter")),
+    (nn.MaxPool2d, fast.MaxPool2d, ("forward",)),
+    (nn.AvgPool2d, fast.AvgPool2d, ("forward",)),
+    (nn.AdaptiveAvgPool2d, fast.AdaptiveAvgPool2d, ("forward",)),
+    (nn.BatchNorm1d, fast.BatchNorm1d, ("forward", "_check_input_dim")),
+    (nn.BatchNorm2d, fast.BatchNorm2d, ("forward", "_check_input_dim")),
+]
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass
+class Conversion:
+    """What convert changed of one module; kept on the module, so that its copies know it too.
+
+    Attributes:
+        original: the class that the module had.
+        converted: whether its class is changed; not where torch's layer was measured to be faster.
+        strides: the weight's, before it became channels_last; None where it is as it was.
+        recipe: of a module whose forward is rewritten.
+        slower: why torch's layer was kept, with the times.
+    """
+
+    original: type[nn.Module]
+    converted: bool = True
+    strides: tuple[int, ...] | None = None
+    recipe: Recipe | None = None
+    slower: str | None = None
+
+
+def conversion(module: nn.Module) -> Conversion | None:
+    """What convert changed of the module."""
+    return vars(module).get("_fastcnn")
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """The module's class before its conversion."""
+    done = conversion(module)
+    return type(module) if done is None or not done.converted else done.original
+
+
+def class_for(module: nn.Module) -> type[nn.Module] | str | None:
+    """The class of ours for a layer of torch's; or why it stays as it is; None if there is nothing to do."""
+    cls = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a TorchScript" if module.original_name in {kind.__name__ for kind, *_ in _KINDS} else None
+    if any(issubclass(cls, ours) for _, ours, _ in _KINDS) or issubclass(cls, FusedBatchNormAct2d):
+        return None
+    for theirs, ours, methods in _KINDS:
+        if isinstance(module, theirs):
+            return _instance_refusal(module) or _class_over(cls, theirs, ours, methods)
+    return None
+
+
+def _class_over(
+    cls: type[nn.Module], theirs: type[nn.Module], ours: type[nn.Module], methods: tuple[str, ...]
+) -> type[nn.Module] | str | None:
+    if cls is theirs:
+        return ours
+    if cls.__module__.partition(".")[0] == "fastcnn":
+        return None
+    reason = refusal(cls)
+    if reason is not None:
+        return reason
+    if (cls.__module__, cls.__name__) == ("timm.layers.norm_act", "BatchNormAct2d"):
+        return derived(FusedBatchNormAct2d, cls)
+    for method in methods:
+        if getattr(cls, method) is not getattr(theirs, method):
+            return f"{cls.__name__} has its own {method}"
+    return derived(ours, cls)
+
+
+def _instance_refusal(module: nn.Module) -> str | None:
+    done = conversion(module)
+    if done is not None and done.slower is not None:
+        return done.slower
+    if "forward" in vars(module):
+        return "this one object has a forward of its own"
+    if isinstance(module, LazyModuleMixin):
+        return "its sizes are not known before its first input; convert the model again after it"
+    if parametrize.is_parametrized(module):
+        return "it is parametrized (torch.nn.utils.parametrize); convert the model before parametrizing it"
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is None or name == "num_batches_tracked":
+            continue
+        if type(tensor.data) is not Tensor:
+            return f"its {name} is a {type(tensor.data).__name__}"
+        if tensor.dtype not in _DTYPES or tensor.layout is not torch.strided:
+            return f"its {name} has {tensor.dtype}, {tensor.layout}"
+    return None
+
+
+def change(module: nn.Module, cls: type[nn.Module], recipe: Recipe | None = None) -> str | None:
+    """Gives a module its new class, and notes the old one; returns why it could not."""
+    original = type(module)
+    try:
+        module.__class__ = cls
+    except TypeError as error:  # objects of the two are laid out differently
+        return str(error)
+    vars(module)["_fastcnn"] = Conversion(original, recipe=recipe)
+    return None
+
+
+def undo(module: nn.Module) -> None:
+    """Makes of a module what it was before its conversion, its values apart."""
+    done: Conversion | None = vars(module).pop("_fastcnn", None)
+    if done is None:
+        return
+    if done.converted:
+        restore_class(module, done.original)
+    weight = module._parameters.get("weight")
+    if done.strides is not None and weight is not None and weight.dim() == len(done.strides):
+        as_before = torch.empty_strided(weight.shape, done.strides, dtype=weight.dtype, device=weight.device)
+        weight.data = as_before.copy_(weight.data)
+
+
+def restore_class(module: nn.Module, original: type[nn.Module]) -> None:
+    """Gives a module its class back; one that was parametrized since stays so, over that class."""
+    cls = type(module)
+    if parametrize.is_parametrized(module):
+        own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+        module.__class__ = type(f"Parametrized{original.__name__}", (original,), own)
+    else:
+        module.__class__ = original
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Lays a convolution's weight out for our kernels, as the same parameter."""
+    weight: Any = module._parameters.get("weight")
+    done = conversion(module)
+    if weight is None or weight.dim() != 4 or done is None or weight.is_inference():
+        return
+    storage = weight.untyped_storage()
+    alone = storage.nbytes() == weight.numel() * weight.element_size() and not weight.is_shared()
+    if not alone or done.strides is not None:  # memory that others look at, too, stays where it is
+        return
+    strides = weight.stride()
+    # .to() sets the strides of a one-channel weight too, where .contiguous() would leave them.
+    data = weight.data.to(memory_format=torch.channels_last)
+    if data.stride() != strides:
+        weight.data = data
+        done.strides = strides
