@@ -14,13 +14,18 @@ from torch import nn
 _SPECIAL = ("__new__", "__reduce__", "__reduce_ex__", "__copy__", "__deepcopy__", "__getattribute__", "__call__")
 
 
-@functools.cache
-def derived(ours: type[nn.Module], theirs: type[nn.Module]) -> type[nn.Module]:
+def derived(ours: Any, theirs: Any) -> type[nn.Module]:
     """The class over `theirs` whose methods are those of `ours` where that has them; the same one at each call."""
+    made: type[nn.Module] = _derived(ours, theirs)
+    return made
+
+
+@functools.cache
+def _derived(ours: Any, theirs: Any) -> Any:
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        _, _, *state = object.__reduce_ex__(self, max(2, int(protocol)))
-        return (_new, (ours, theirs), *state)
+        reduced: Any = object.__reduce_ex__(self, max(2, int(protocol)))
+        return (_new, (ours, theirs), *reduced[2:])
 
     names = {"__module__": theirs.__module__, "__qualname__": theirs.__qualname__, "__doc__": theirs.__doc__}
     return type(theirs.__name__, (ours, theirs), {**names, "__reduce_ex__": reduce})

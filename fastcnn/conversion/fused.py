@@ -32,7 +32,7 @@ ADDITIONS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def batch_norm_relu(
-    norm: nn.Module,
+    norm: Any,
     between: Sequence[nn.Module],
     relu: nn.Module | None,
     input: Tensor,
@@ -51,7 +51,7 @@ def batch_norm_relu(
     """
     if fuses(norm, between, relu) and isinstance(input, Tensor) and _same_kind(input, residual):
         norm._check_input_dim(input)
-        return ops.batch_norm_relu(input, *arguments(norm), residual)  # type: ignore[arg-type]
+        return ops.batch_norm_relu(input, *arguments(norm), residual)
     output: Tensor = norm(input)
     for module in between:
         output = module(output)
@@ -71,7 +71,7 @@ def fuses(norm: nn.Module, between: Sequence[nn.Module], relu: nn.Module | None)
     )
 
 
-def is_fast_norm(kind: type[nn.Module]) -> bool:
+def is_fast_norm(kind: Any) -> bool:
     """Whether a class's forward is that of our batch norm."""
     return kind.forward is BatchNorm2d.forward or kind.forward is BatchNorm1d.forward
 
@@ -87,22 +87,22 @@ class FusedSequential(nn.Sequential):
 
     def forward(self, input: Any) -> Any:
         """Runs the modules in their order."""
-        modules = list(self._modules.values())
+        modules: list[Any] = list(self._modules.values())
         index = 0
         while index < len(modules):
             relu = find_relu(modules, index)
             if relu is None:
-                input = modules[index](input)  # type: ignore[misc]
+                input = modules[index](input)
                 index += 1
             else:
                 norm, *between = modules[index:relu]
-                input = batch_norm_relu(norm, between, modules[relu], input)  # type: ignore[arg-type]
+                input = batch_norm_relu(norm, between, modules[relu], input)
                 index = relu + 1
         return input
 
 
 def find_relu(
-    modules: Sequence[nn.Module | None], norm: int, is_norm: Callable[[type[nn.Module]], bool] = is_fast_norm
+    modules: Sequence[nn.Module | None], norm: int, is_norm: Callable[[Any], bool] = is_fast_norm
 ) -> int | None:
     """The index of the ReLU after the batch norm at index `norm`, with nothing but nn.Identity between them."""
     if not is_norm(type(modules[norm])):
@@ -120,14 +120,15 @@ class FusedForward(nn.Module):
     def __init_subclass__(cls) -> None:
         """Gives the class a forward with the signature of the one that it stands for."""
         super().__init_subclass__()
-        theirs: Any = cls.__bases__[1].forward
+        over: Any = cls.__bases__[1]
+        theirs = over.forward
 
         @functools.wraps(theirs)
         def forward(self: FusedForward, *args: Any, **kwargs: Any) -> Any:
             rewritten = None if kwargs else self._recipe().forward_for(self, args)
             return theirs(self, *args, **kwargs) if rewritten is None else rewritten(self, *args)
 
-        cls.forward = forward  # type: ignore[method-assign]
+        cls.forward = forward
 
     def _recipe(self) -> Recipe:
         recipe: Recipe = vars(self)["_fastcnn"].recipe
@@ -143,11 +144,7 @@ class FusedBatchNormAct2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """Computes act(drop(batch_norm(input))) of Tensor[N, C, H, W]."""
         torch._assert(input.ndim == 4, f"expected 4D input (got {input.ndim}D input)")
-        if (
-            is_plain(self.drop, nn.Identity)
-            and is_plain(self.act, nn.ReLU)
-            and not torch_module._has_any_global_hook()
-        ):
+        if is_plain(self.drop, nn.Identity) and is_plain(self.act, nn.ReLU) and not torch_module._has_any_global_hook():
             return ops.batch_norm_relu(input, *arguments(self))
         output: Tensor = self.act(self.drop(ops.batch_norm(input, *arguments(self))))
         return output

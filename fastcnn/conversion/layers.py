@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,14 +37,14 @@ class Conversion:
         converted: whether its class is changed; not where torch's layer was measured to be faster.
         strides: the weight's, before it became channels_last; None where it is as it was.
         recipe: of a module whose forward is rewritten.
-        slower: why torch's layer was kept, with the times.
+        kept: why the layer stays torch's, which only a measurement or an attempt told.
     """
 
     original: type[nn.Module]
     converted: bool = True
     strides: tuple[int, ...] | None = None
     recipe: Recipe | None = None
-    slower: str | None = None
+    kept: str | None = None
 
 
 def conversion(module: nn.Module) -> Conversion | None:
@@ -90,8 +91,8 @@ def _class_over(
 
 def _instance_refusal(module: nn.Module) -> str | None:
     done = conversion(module)
-    if done is not None and done.slower is not None:
-        return done.slower
+    if done is not None and done.kept is not None:
+        return done.kept
     if "forward" in vars(module):
         return "this one object has a forward of its own"
     if isinstance(module, LazyModuleMixin):
@@ -108,15 +109,33 @@ def _instance_refusal(module: nn.Module) -> str | None:
     return None
 
 
-def change(module: nn.Module, cls: type[nn.Module], recipe: Recipe | None = None) -> str | None:
-    """Gives a module its new class, and notes the old one; returns why it could not."""
-    original = type(module)
+def change(module: nn.Module, cls: type[nn.Module], recipe: Recipe | None = None) -> None:
+    """Gives a module its new class, and notes the old one."""
+    done = Conversion(type(module), recipe=recipe, strides=_strides_before(module))
     try:
         module.__class__ = cls
     except TypeError as error:  # objects of the two are laid out differently
-        return str(error)
-    vars(module)["_fastcnn"] = Conversion(original, recipe=recipe)
-    return None
+        done = Conversion(type(module), converted=False, kept=str(error))
+    vars(module)["_fastcnn"] = done
+
+
+def keep(module: nn.Module, reason: str) -> None:
+    """Gives a converted layer torch's class back, and notes why."""
+    done = Conversion(original_class(module), converted=False, strides=_strides_before(module), kept=reason)
+    _restore_class(module, done.original)
+    vars(module)["_fastcnn"] = done
+
+
+def forget_kept(module: nn.Module) -> None:
+    """Lets a layer that was kept be converted again."""
+    done = conversion(module)
+    if done is not None:
+        done.kept = None
+
+
+def _strides_before(module: nn.Module) -> tuple[int, ...] | None:
+    done = conversion(module)
+    return None if done is None else done.strides
 
 
 def undo(module: nn.Module) -> None:
@@ -125,14 +144,14 @@ def undo(module: nn.Module) -> None:
     if done is None:
         return
     if done.converted:
-        restore_class(module, done.original)
+        _restore_class(module, done.original)
     weight = module._parameters.get("weight")
     if done.strides is not None and weight is not None and weight.dim() == len(done.strides):
         as_before = torch.empty_strided(weight.shape, done.strides, dtype=weight.dtype, device=weight.device)
         weight.data = as_before.copy_(weight.data)
 
 
-def restore_class(module: nn.Module, original: type[nn.Module]) -> None:
+def _restore_class(module: nn.Module, original: type[nn.Module]) -> None:
     """Gives a module its class back; one that was parametrized since stays so, over that class."""
     cls = type(module)
     if parametrize.is_parametrized(module):
@@ -142,15 +161,28 @@ def restore_class(module: nn.Module, original: type[nn.Module]) -> None:
         module.__class__ = original
 
 
-def to_channels_last(module: nn.Module) -> None:
-    """Lays a convolution's weight out for our kernels, as the same parameter."""
-    weight: Any = module._parameters.get("weight")
-    done = conversion(module)
-    if weight is None or weight.dim() != 4 or done is None or weight.is_inference():
+def weights_to_channels_last(model: nn.Module) -> None:
+    """Lays the convolutions' weights out for our kernels, as the same parameters.
+
+    Memory that others look at too stays where it is: a part of a larger tensor, one that other tensors or processes
+    share, and all under DistributedDataParallel, which has noted the strides.
+    """
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
         return
-    storage = weight.untyped_storage()
-    alone = storage.nbytes() == weight.numel() * weight.element_size() and not weight.is_shared()
-    if not alone or done.strides is not None:  # memory that others look at, too, stays where it is
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers()) if type(t.data) is Tensor}
+    users = Counter(t.untyped_storage()._cdata for t in tensors.values() if t.layout is torch.strided)
+    for module in model.modules():
+        weight: Any = module._parameters.get("weight")
+        done = conversion(module)
+        if isinstance(module, nn.Conv2d) and done is not None and id(weight) in tensors and weight.dim() == 4:
+            storage = weight.untyped_storage()
+            alone = storage.nbytes() == weight.numel() * weight.element_size() and users[storage._cdata] == 1
+            if alone and not weight.is_shared() and not weight.is_inference():
+                _to_channels_last(weight, done)
+
+
+def _to_channels_last(weight: nn.Parameter, done: Conversion) -> None:
+    if done.strides is not None:
         return
     strides = weight.stride()
     # .to() sets the strides of a one-channel weight too, where .contiguous() would leave them.

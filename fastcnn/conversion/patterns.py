@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.graph_module import _format_import_block
-from torch.package import sys_importer
+from torch.package.importer import sys_importer
 
 from fastcnn.conversion.fused import batch_norm_relu
 
@@ -23,10 +23,6 @@ _ADDITIONS = {
 # What gives a new tensor and leaves its arguments as they are.
 _PURE = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear, nn.modules.pooling._MaxPoolNd)
 _PURE_AS_VIEWS = (nn.Identity, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd)
-
-
-class Refused(Exception):
-    """Why a pattern cannot be fused."""
 
 
 @dataclass
@@ -112,7 +108,7 @@ def _with_residual(
     """The patterns of an addition: the batch norm that is called last comes first."""
     if not isinstance(value, fx.Node) or value.op not in ("call_function", "call_method"):
         return
-    how = _ADDITIONS.get(value.target)  # type: ignore[arg-type]
+    how = _ADDITIONS.get(value.target)
     if how is None or len(value.args) != 2 or value.kwargs.get("alpha", 1) != 1 or set(value.kwargs) - {"alpha"}:
         return
     left, right = value.args

@@ -13,7 +13,7 @@ from fastcnn.conversion.derived import derived, refusal
 from fastcnn.conversion.fused import FusedBatchNormAct2d, FusedForward, FusedSequential, find_relu, is_fast_norm
 from fastcnn.conversion.layers import class_for, conversion, original_class
 from fastcnn.conversion.recipe import Recipe, Variant
-from fastcnn.conversion.trace import Untraceable, trace, variants
+from fastcnn.conversion.trace import UntraceableError, trace, variants
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)
 
@@ -121,7 +121,7 @@ def _plan_block(module: nn.Module, name: str, result: Plan) -> None:
     if reason is None:
         try:
             reason = _plan_forward(module, kind, name, result)
-        except Untraceable as error:
+        except UntraceableError as error:
             reason = str(error)
     if reason is not None and _mentions_relu(module, kind):
         for norm in _norms(module, _LISTS):
@@ -170,6 +170,7 @@ def _hooked(module: Any) -> str | None:
 
 def _plan_forward(module: nn.Module, kind: type[nn.Module], name: str, result: Plan) -> str | None:
     """Plans a forward's rewriting; returns why nothing of it can be traced."""
+
     def called(node: Any) -> nn.Module | None:
         return module.get_submodule(node.target) if node.op == "call_module" else None
 
@@ -182,7 +183,7 @@ def _plan_forward(module: nn.Module, kind: type[nn.Module], name: str, result: P
         arguments = waiting.pop(0)
         try:
             traced, asked = trace(module, kind, arguments)
-        except Untraceable as error:
+        except UntraceableError as error:
             reason = reason or str(error)
             if list(arguments.values()) == [Tensor]:  # the one argument may be a list of tensors
                 waiting.append(dict.fromkeys(arguments, list))

@@ -1,4 +1,4 @@
-"""A rewritten forward as it is kept on a module: text that pickles and copies, and what must hold for it to be right."""
+"""A rewritten forward as a module keeps it: text that pickles and copies, and what must hold for it to be right."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Guard:
         if self.kind == "value":
             return self.name in vars(owner) and bool(vars(owner)[self.name] == self.value)
         if self.kind == "children":
-            return tuple(owner._modules) == self.value
+            return bool(tuple(owner._modules) == self.value)
         if self.kind == "absent":
             return not hasattr(owner, self.name)
         if self.kind == "module":
             return owner._modules.get(self.name) is not None
-        held = owner._parameters.get(self.name)
+        held: Any = owner._parameters.get(self.name)
         held = owner._buffers.get(self.name) if held is None else held
         return (held is not None) == (self.kind == "tensor") and owner._modules.get(self.name) is None
 

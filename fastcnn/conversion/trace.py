@@ -37,7 +37,7 @@ _VALUES = (
 )
 
 
-class Untraceable(Exception):
+class UntraceableError(Exception):
     """Why a forward cannot be traced."""
 
 
@@ -67,8 +67,8 @@ class Trace:
 class _Argument(fx.Proxy):
     """A stand-in that notices when it is asked for its type, which isinstance does by the attribute __class__."""
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         """The type that the stand-in stands for, to all but torch.fx itself."""
         caller = _module(sys._getframe(1))
         if caller == __name__ or caller.partition(".")[0] == "torch":
@@ -153,7 +153,7 @@ def _is_value(value: Any) -> bool:
 
 
 @functools.cache
-def _probe_class(kind: type[nn.Module]) -> type[nn.Module]:
+def _probe_class(kind: Any) -> Any:
     return type(kind.__name__, (_Probe, kind), {"__module__": kind.__module__})
 
 
@@ -163,7 +163,7 @@ def _probe(
     """A copy of a module and of those in it that shares tensors with them and nothing that can be written to."""
     if id(module) in seen:
         return seen[id(module)]  # type: ignore[no-any-return]
-    cls = _probe_class(kind)
+    cls: Any = _probe_class(kind)  # type: ignore[arg-type]
     probe: nn.Module = seen.setdefault(id(module), cls.__new__(cls))
     for name, value in vars(module).items():
         probe.__dict__[name] = copy.copy(value) if isinstance(value, (dict, list, set)) else value
@@ -178,16 +178,16 @@ def variants(forward: Callable[..., Any]) -> list[dict[str, type]]:
     """The arguments that a forward is traced with: tensors for all that it needs, then for up to two more.
 
     Raises:
-        Untraceable: it needs arguments by keyword, or none.
+        UntraceableError: it needs arguments by keyword, or none.
     """
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
-        raise Untraceable("needs arguments by keyword")
+        raise UntraceableError("needs arguments by keyword")
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = sum(p.default is p.empty for p in positional)
     counts = range(max(1, needed), min(len(positional), needed + 2) + 1)
     if not counts:
-        raise Untraceable("takes no argument by position")
+        raise UntraceableError("takes no argument by position")
     return [{p.name: Tensor for p in positional[:count]} for count in counts]
 
 
@@ -198,14 +198,14 @@ def trace(module: nn.Module, kind: type[nn.Module], arguments: dict[str, type]) 
         The trace, and the arguments whose type the forward asked for.
 
     Raises:
-        Untraceable: it does not trace, or not to the same in training and in evaluation.
+        UntraceableError: it does not trace, or not to the same in training and in evaluation.
     """
     train, notes = _trace_in_mode(module, kind, arguments, training=True)
     evaluation, other = _trace_in_mode(module, kind, arguments, training=False)
     guards = {**notes.guards, **other.guards}
     paths = notes.training | other.training
     if len(train.nodes) != len(evaluation.nodes) or len(paths) > 1:
-        raise Untraceable("does not compute the same in training and in evaluation")
+        raise UntraceableError("does not compute the same in training and in evaluation")
     _merge(train, evaluation, next(iter(paths), None))
     return Trace(train, tuple(guards.values())), notes.asked
 
@@ -222,7 +222,7 @@ def _trace_in_mode(
             graph = tracer.trace(probe)
     except Exception as error:
         text = (str(error) or type(error).__name__).splitlines()[0]
-        raise Untraceable(notes.refusal or f"cannot be traced: {text}") from error
+        raise UntraceableError(notes.refusal or f"cannot be traced: {text}") from error
     if vars(probe).keys() != before.keys() or any(vars(probe)[name] is not before[name] for name in before):
         notes.refuse("writes to its module")
     for guard in notes.guards.values():
@@ -232,7 +232,7 @@ def _trace_in_mode(
         if node.op == "get_attr" and node.target.startswith("_tensor_constant"):
             notes.refuse("makes tensors of its own")
     if notes.refusal is not None:
-        raise Untraceable(notes.refusal)
+        raise UntraceableError(notes.refusal)
     return graph, notes
 
 
@@ -280,9 +280,9 @@ def _merge(train: fx.Graph, evaluation: fx.Graph, path: tuple[str, ...] | None) 
     """Makes of the trace in training one for both: what is True in training and False in evaluation reads the flag.
 
     Raises:
-        Untraceable: they differ otherwise.
+        UntraceableError: they differ otherwise.
     """
-    differ = Untraceable("does not compute the same in training and in evaluation")
+    differ = UntraceableError("does not compute the same in training and in evaluation")
     same: dict[fx.Node, fx.Node] = {}
     flag: list[fx.Node] = []
 
@@ -315,5 +315,8 @@ def _merge(train: fx.Graph, evaluation: fx.Graph, path: tuple[str, ...] | None) 
     for left, right in zip(list(train.nodes), evaluation.nodes, strict=True):
         if left.op != right.op or left.target != right.target:
             raise differ
-        left.args, left.kwargs = merge(tuple(left.args), tuple(right.args)), merge(dict(left.kwargs), dict(right.kwargs))
+        left.args, left.kwargs = (
+            merge(tuple(left.args), tuple(right.args)),
+            merge(dict(left.kwargs), dict(right.kwargs)),
+        )
         same[left] = right
