@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.nn.utils import parametrize
 
 from fastcnn import nn as fast
@@ -102,7 +103,7 @@ def _instance_refusal(module: nn.Module) -> str | None:
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
         if tensor is None or name == "num_batches_tracked":
             continue
-        if type(tensor.data) is not Tensor:
+        if not _is_tensor(tensor):
             return f"its {name} is a {type(tensor.data).__name__}"
         if tensor.dtype not in _DTYPES or tensor.layout is not torch.strided:
             return f"its {name} has {tensor.dtype}, {tensor.layout}"
@@ -169,16 +170,23 @@ def weights_to_channels_last(model: nn.Module) -> None:
     """
     if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
         return
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers()) if type(t.data) is Tensor}
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers()) if _is_tensor(t)}
     users = Counter(t.untyped_storage()._cdata for t in tensors.values() if t.layout is torch.strided)
     for module in model.modules():
-        weight: Any = module._parameters.get("weight")
         done = conversion(module)
-        if isinstance(module, nn.Conv2d) and done is not None and id(weight) in tensors and weight.dim() == 4:
+        if done is None or not isinstance(module, nn.Conv2d):
+            continue
+        weight: Any = module._parameters.get("weight")
+        if id(weight) in tensors and weight.dim() == 4:
             storage = weight.untyped_storage()
             alone = storage.nbytes() == weight.numel() * weight.element_size() and users[storage._cdata] == 1
             if alone and not weight.is_shared() and not weight.is_inference():
                 _to_channels_last(weight, done)
+
+
+def _is_tensor(tensor: Tensor) -> bool:
+    """Whether it is a tensor or parameter of torch's own, with values."""
+    return not isinstance(tensor, UninitializedTensorMixin) and type(tensor.data) is Tensor
 
 
 def _to_channels_last(weight: nn.Parameter, done: Conversion) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import linecache
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,6 +53,15 @@ class Variant:
 
     source: str
     guards: tuple[Guard, ...]
+    forward: Callable[..., Any] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Makes the function of the text here, so that torch.compile finds it made."""
+        object.__setattr__(self, "forward", compiled(self.source))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles and copies the text."""
+        return (Variant, (self.source, self.guards))
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Recipe:
         variant = self.variants.get(tuple([Tensor if isinstance(arg, Tensor) else type(arg) for arg in args]))
         if variant is None or not all([guard.holds(module) for guard in variant.guards]):
             return None
-        return compiled(variant.source)
+        return variant.forward
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import architectures
 import pytest
-from test_models import check_structure
+from conversions import check_structure
 from torch import nn
 
 from fastcnn.conversion.plan import plan
@@ -12,7 +12,16 @@ from fastcnn.conversion.plan import plan
 # Families without convolution, pooling or BatchNorm would come out unchanged; torchvision has none.
 UNCHANGED: set[str] = set()
 ALL = architectures.torchvision_models.list_models(module=architectures.torchvision_models)
-QUICK = ("alexnet", "densenet121", "googlenet", "inception_v3", "mobilenet_v2", "regnet_y_400mf", "resnet50", "vit_b_16")
+QUICK = (
+    "alexnet",
+    "densenet121",
+    "googlenet",
+    "inception_v3",
+    "mobilenet_v2",
+    "regnet_y_400mf",
+    "resnet50",
+    "vit_b_16",
+)
 
 
 def check(name: str) -> None:
@@ -32,7 +41,8 @@ def test_convert_all_torchvision_and_back(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fused", "unfused"), [("resnet50", 49, 0), ("densenet121", 120, 1), ("inception_v3", 96, 0), ("vgg11_bn", 8, 0)]
+    ("name", "fused", "unfused"),
+    [("resnet50", 49, 0), ("densenet121", 120, 1), ("inception_v3", 96, 0), ("vgg11_bn", 8, 0)],
 )
 def test_convert_fuses_every_batch_norm_with_relu(name: str, fused: int, unfused: int) -> None:
     model = architectures.on_meta(name)
