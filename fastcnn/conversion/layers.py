@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from fastcnn import nn as fast
@@ -186,7 +186,7 @@ def weights_to_channels_last(model: nn.Module) -> None:
 
 def _is_tensor(tensor: Tensor) -> bool:
     """Whether it is a tensor or parameter of torch's own, with values."""
-    return not isinstance(tensor, UninitializedTensorMixin) and type(tensor.data) is Tensor
+    return not is_lazy(tensor) and type(tensor.data) is Tensor
 
 
 def _to_channels_last(weight: nn.Parameter, done: Conversion) -> None:

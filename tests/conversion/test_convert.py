@@ -459,23 +459,34 @@ def test_convert_lazy_layer_after_its_first_input() -> None:
     assert [entry.name for entry in plan(model).fused] == ["1"]
 
 
-def test_convert_pruned_weight_normed_and_parametrized_later() -> None:
-    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)))
-    nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
-    with pytest.warns(FutureWarning):
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_convert_pruned_and_weight_normed() -> None:
+    def make() -> nn.Module:
+        model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))).double()
+        nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
         nn.utils.weight_norm(model[1])
-    before = trace_of(model)
-    model = check(model, images(2, 3, 9, 9))
-    nn.utils.parametrizations.weight_norm(model[2])
+        return model
+
+    ours, theirs = make(), make()
+    before = trace_of(ours)
+    fastcnn.convert(ours)
+    assert all(isinstance(layer, fastcnn.Conv2d) for layer in ours)
+    assert_same(step(ours, images(2, 3, 9, 9)), step(theirs, images(2, 3, 9, 9)))
+    fastcnn.revert(ours)
+    assert trace_of(ours) == before
+
+
+def test_convert_then_parametrize() -> None:
+    model = fastcnn.convert(nn.Sequential(nn.Conv2d(3, 8, 3)).double())
+    nn.utils.parametrizations.weight_norm(model[0])
     original = fastcnn.revert(copy.deepcopy(model))
-    assert isinstance(model[2], fastcnn.Conv2d)
-    assert not isinstance(original[2], fastcnn.Conv2d)
+    assert isinstance(model[0], fastcnn.Conv2d)
+    assert not isinstance(original[0], fastcnn.Conv2d)
     assert_same(step(model, images(2, 3, 9, 9)), step(original, images(2, 3, 9, 9)))
-    nn.utils.parametrize.remove_parametrizations(original[2], "weight")
-    assert type(original[2]) is nn.Conv2d
-    nn.utils.parametrize.remove_parametrizations(model[2], "weight")
-    fastcnn.revert(model)
-    assert [cls for cls, _ in trace_of(model)[0]] == [cls for cls, _ in before[0]]
+    nn.utils.parametrize.remove_parametrizations(original[0], "weight")
+    assert type(original[0]) is nn.Conv2d
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    assert type(fastcnn.revert(model)[0]) is nn.Conv2d
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

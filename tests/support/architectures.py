@@ -22,7 +22,7 @@ TORCHVISION = {
     **dict.fromkeys(("regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5"), 64),
     **dict.fromkeys(("squeezenet1_1", "squeezenet1_0", "efficientnet_b0", "efficientnet_v2_s", "convnext_tiny"), 64),
     **dict.fromkeys(("alexnet", "vgg11", "vgg11_bn", "googlenet", "swin_t", "swin_v2_t", "wide_resnet50_2"), 64),
-    **{"inception_v3": 96, "maxvit_t": 224, "vit_b_32": 224},
+    **{"inception_v3": 128, "maxvit_t": 224, "vit_b_32": 224},
 }
 
 # Of timm, chosen for variety of layers.
@@ -75,10 +75,10 @@ def build(library: str, name: str) -> nn.Module:
                 ):
                     if tensor is not None:
                         tensor.uniform_(low, high)
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.Dropout) or type(module).__name__ == "StochasticDepth":
             module.p = 0.0
-        if type(module).__name__ == "StochasticDepth":
-            module.p = 0.0
+        if hasattr(module, "drop_rate"):
+            module.drop_rate = 0.0
     return model
 
 
