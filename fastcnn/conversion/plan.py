@@ -14,6 +14,7 @@ from fastcnn.conversion.fused import FusedBatchNormAct2d, FusedForward, FusedSeq
 from fastcnn.conversion.layers import class_for, conversion, original_class
 from fastcnn.conversion.recipe import Recipe, Variant
 from fastcnn.conversion.trace import UntraceableError, trace, variants
+from fastcnn.nn._plain import is_bare
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)
 
@@ -145,11 +146,13 @@ def _plan_sequential(module: nn.Sequential, kind: type[nn.Module], name: str, re
         if relu is None or not _is_norm(norm):
             continue
         full = _join(name, names[index])
-        why = reason if reason is not None else _hooked(norm) or _hooked(modules[relu])
+        why = reason
         if why is None and not _becomes_norm(norm):
-            why = result.kept.get(full) or _why_kept(norm)
+            why = _why_kept(norm)
         if why is None:
-            found = True
+            found = True  # with hooks too: it fuses as soon as they are gone
+            why = _hooked(norm) or _hooked(modules[relu])
+        if why is None:
             result.fused.append(Fused(full, "BatchNorm + ReLU"))
         else:
             result.unfused.append(Unfused(full, "BatchNorm + ReLU", why))
@@ -162,10 +165,11 @@ def _why_kept(norm: nn.Module) -> str:
     return reason if isinstance(reason, str) else f"{type(norm).__name__} has its own forward"
 
 
-def _hooked(module: Any) -> str | None:
-    """Why a module's call cannot be left out now, if so; when the hooks are gone it is."""
-    hooks = [h for h in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")]
-    return f"the {type(module).__name__} has hooks" if any(getattr(module, h) for h in hooks) else None
+def _hooked(module: nn.Module | None) -> str | None:
+    """Why a module's call cannot be left out as long as it has what it has, if so."""
+    if module is None or is_bare(module):
+        return None
+    return f"the {type(module).__name__} has hooks or a forward of its own"
 
 
 def _plan_forward(module: nn.Module, kind: type[nn.Module], name: str, result: Plan) -> str | None:
@@ -199,8 +203,12 @@ def _plan_forward(module: nn.Module, kind: type[nn.Module], name: str, result: P
             elif not _becomes_norm(module.get_submodule(str(norm))):
                 unfused[full] = Unfused(full, pattern.name, _why_kept(module.get_submodule(str(norm))))
             else:
-                found.append(pattern)
-                fused[full] = Fused(full, pattern.name)
+                found.append(pattern)  # hooked ones too: they fuse as soon as the hooks are gone
+                hooked = _hooked(module.get_submodule(str(norm))) or _hooked(called(pattern.relu))
+                if hooked is None:
+                    fused[full] = Fused(full, pattern.name)
+                else:
+                    unfused[full] = Unfused(full, pattern.name, hooked)
         if found:
             source = patterns.rewrite(traced.graph, found, called)
             rewritten[tuple(arguments.values())] = Variant(source, traced.guards)

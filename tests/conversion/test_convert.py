@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 import fastcnn
 from fastcnn.conversion import fused
-from fastcnn.conversion.plan import Plan, plan
+from fastcnn.conversion.plan import plan
 
 
 class Block(nn.Module):
@@ -577,10 +579,33 @@ def test_convert_compiles_and_exports(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sum("batch_norm_infer" in str(node.target) for node in program.graph.nodes) == 3
 
 
-def test_plan_on_hooked_and_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())
-    handle = model[1].register_forward_hook(lambda *_: None)
-    report: Plan = plan(model)
-    assert "hooks" in report.unfused[0].reason
+@pytest.mark.parametrize("make", [lambda: nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()), Block])
+def test_convert_hooked_pair_fuses_when_the_hook_is_gone(
+    make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = seeded(make).double()
+    relu = next(module for module in model.modules() if isinstance(module, nn.ReLU))
+    handle = relu.register_forward_hook(lambda *_: None)
+    fastcnn.convert(model)
+    assert not plan(model).fused
+    assert all("hooks" in entry.reason for entry in plan(model).unfused)
+    assert calls_of_fused_op(monkeypatch, lambda: model(images())) == 0
     handle.remove()
-    assert len(plan(model).fused) == 1
+    assert not plan(model).unfused
+    assert calls_of_fused_op(monkeypatch, lambda: model(images())) == len(plan(model).fused)
+
+
+def test_convert_spawned_process_gets_the_model() -> None:
+    model = fastcnn.models.resnet(layers="torch", in_channels=1).eval()
+    fastcnn.convert(model)
+    data = pickle.dumps(model)
+    x = torch.ones(1, 1, 32, 32)
+    code = (
+        "import pickle, sys, torch; model = pickle.load(sys.stdin.buffer);"
+        "from fastcnn.conversion.plan import plan;"
+        "print(len(plan(model).fused), float(model(torch.ones(1, 1, 32, 32)).sum()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
+    fused_there, total = result.stdout.split()
+    assert int(fused_there) == len(plan(model).fused) > 0
+    assert float(total) == pytest.approx(float(model(x).sum()), rel=1e-5)
