@@ -1,4 +1,4 @@
-# make demo | test | bench | lint: each makes .venv on first use, installs into it what it needs, and is quick the second time.
+# make demo | test | test-models | bench | lint: each makes .venv on first use, installs into it what it needs, and is quick the second time.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
@@ -12,7 +12,7 @@ sources := pyproject.toml setup.py CMakeLists.txt $(shell find csrc fastcnn buil
 	-not -path '*/__pycache__*' -not -path 'fastcnn/lib*' -not -name _build_info.json)
 cpp_sources = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test test-models bench lint clean
 .DELETE_ON_ERROR:
 
 demo: $(venv)/.installed-train
@@ -20,7 +20,11 @@ demo: $(venv)/.installed-train
 
 # pytest sees the installed package, not the folder fastcnn/ here; so do the Pythons that tests start.
 test: $(venv)/.installed-test
-	PYTHONSAFEPATH=1 $(bin)/pytest $(PYTEST_ARGS)
+	PYTHONSAFEPATH=1 $(bin)/pytest -m "not models" $(PYTEST_ARGS)
+
+# fastcnn.convert on all of torchvision's classifiers and on more of timm's architectures: about ten minutes.
+test-models: $(venv)/.installed-test
+	PYTHONSAFEPATH=1 $(bin)/pytest tests/conversion -m models $(PYTEST_ARGS)
 
 # Every layer of the networks against torch, and the report of it under docs/benchmarks/: hours. BENCH_ARGS=--targets
 # measures what answers every target, in about 25 minutes; BENCH_ARGS="--batches 8 --threads 2 -k conv" narrows it too.

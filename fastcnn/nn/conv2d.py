@@ -26,6 +26,8 @@ class Conv2d(nn.Conv2d):
         ValueError: an unknown activation, or arguments that torch.nn.Conv2d refuses.
     """
 
+    activation: str | None = None  # of the class too: fastcnn.convert makes layers of torch's, which have none
+
     def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
         """Makes the layer; see the class."""
         if activation not in (None, "relu"):

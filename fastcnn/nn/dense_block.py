@@ -8,12 +8,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from fastcnn import ops
+from fastcnn.nn._plain import is_plain
 from fastcnn.nn.batch_norm import BatchNormReLU2d, arguments
 from fastcnn.nn.concat import Concat
 from fastcnn.nn.conv2d import Conv2d
 from fastcnn.ops import _torch
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class DenseBlock(nn.Module):
@@ -55,9 +54,9 @@ class DenseBlock(nn.Module):
 
     def is_fusable(self) -> bool:
         """Whether one op may stand for the layers as they are now, given an input that it takes."""
-        if not self.fused or torch_module._has_any_global_hook() or not _is_plain(self.net, nn.Sequential):
+        if not self.fused or torch_module._has_any_global_hook() or not is_plain(self.net, nn.Sequential):
             return False
-        if not (_is_plain(self.concat, Concat) and all(_is_plain_layer(layer) for layer in self.net)):
+        if not (is_plain(self.concat, Concat) and all(_is_plain_layer(layer) for layer in self.net)):
             return False
         norms = [norm for norm, _ in self._layers()]
         if not norms or any(n.training != norms[0].training for n in norms):
@@ -90,18 +89,13 @@ class DenseBlock(nn.Module):
         return ops.dense_block(input, layers, training)
 
 
-def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is of the kind itself, and calling it would do nothing but the kind's own forward."""
-    return type(module) is kind and "forward" not in vars(module) and not any(getattr(module, h) for h in _HOOKS)
-
-
 def _is_plain_layer(layer: nn.Module) -> bool:
-    if not isinstance(layer, nn.Sequential) or not _is_plain(layer, nn.Sequential) or len(layer) != 3:
+    if not isinstance(layer, nn.Sequential) or not is_plain(layer, nn.Sequential) or len(layer) != 3:
         return False
     norm, identity, conv = layer[0], layer[1], layer[2]
     if not (isinstance(norm, BatchNormReLU2d) and isinstance(conv, Conv2d)):
         return False
-    if not (_is_plain(norm, BatchNormReLU2d) and _is_plain(identity, nn.Identity) and _is_plain(conv, Conv2d)):
+    if not (is_plain(norm, BatchNormReLU2d) and is_plain(identity, nn.Identity) and is_plain(conv, Conv2d)):
         return False
     return (
         norm.weight is not None

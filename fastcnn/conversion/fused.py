@@ -1,0 +1,150 @@
+"""What converted modules run: BatchNorm, the residual and ReLU in one op, wherever calling them would do no more.
+
+No class here changes what its batch norm or its ReLU is: both remain modules that can be called by themselves, and
+whether one op may stand for them is asked at each call. So a hook, an exchanged layer or a changed attribute needs no
+new conversion: the layers run one by one.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from fastcnn import ops
+from fastcnn.conversion.recipe import Recipe
+from fastcnn.nn import BatchNorm1d, BatchNorm2d
+from fastcnn.nn._plain import is_bare, is_plain
+from fastcnn.nn.batch_norm import arguments
+
+# How a forward adds: the code's name, and what it does to the batch norm's output and the other operand.
+ADDITIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "output + residual": operator.add,
+    "residual + output": lambda output, residual: residual + output,
+    "output += residual": operator.iadd,
+}
+
+
+def batch_norm_relu(
+    norm: Any,
+    between: Sequence[nn.Module],
+    relu: nn.Module | None,
+    input: Tensor,
+    residual: Any = None,
+    addition: str = "output + residual",
+) -> Tensor:
+    """Computes relu(between(norm(input)) + residual), in one op where the modules have nothing else to do.
+
+    Args:
+        norm: the batch norm.
+        between: modules that were nn.Identity when the model was converted.
+        relu: the nn.ReLU, or None for torch's function.
+        input: what the batch norm gets.
+        residual: what is added before the ReLU; None for nothing.
+        addition: one of ADDITIONS.
+    """
+    if fuses(norm, between, relu) and isinstance(input, Tensor) and _same_kind(input, residual):
+        norm._check_input_dim(input)
+        return ops.batch_norm_relu(input, *arguments(norm), residual)
+    output: Tensor = norm(input)
+    for module in between:
+        output = module(output)
+    if residual is not None:
+        output = ADDITIONS[addition](output, residual)
+    return F.relu(output) if relu is None else relu(output)
+
+
+def fuses(norm: nn.Module, between: Sequence[nn.Module], relu: nn.Module | None) -> bool:
+    """Whether one op may stand for the modules: they are what they seem, and nothing watches them."""
+    return (
+        is_fast_norm(type(norm))
+        and is_bare(norm)
+        and (relu is None or is_plain(relu, nn.ReLU))
+        and all(is_plain(module, nn.Identity) for module in between)
+        and not torch_module._has_any_global_hook()
+    )
+
+
+def is_fast_norm(kind: Any) -> bool:
+    """Whether a class's forward is that of our batch norm."""
+    return kind.forward is BatchNorm2d.forward or kind.forward is BatchNorm1d.forward
+
+
+def _same_kind(input: Tensor, residual: Any) -> bool:
+    return residual is None or (
+        isinstance(residual, Tensor) and residual.shape == input.shape and residual.dtype == input.dtype
+    )
+
+
+class FusedSequential(nn.Sequential):
+    """A torch.nn.Sequential that runs each BatchNorm with the ReLU after it as one op."""
+
+    def forward(self, input: Any) -> Any:
+        """Runs the modules in their order."""
+        modules: list[Any] = list(self._modules.values())
+        index = 0
+        while index < len(modules):
+            relu = find_relu(modules, index)
+            if relu is None:
+                input = modules[index](input)
+                index += 1
+            else:
+                norm, *between = modules[index:relu]
+                input = batch_norm_relu(norm, between, modules[relu], input)
+                index = relu + 1
+        return input
+
+
+def find_relu(
+    modules: Sequence[nn.Module | None], norm: int, is_norm: Callable[[Any], bool] = is_fast_norm
+) -> int | None:
+    """The index of the ReLU after the batch norm at index `norm`, with nothing but nn.Identity between them."""
+    if not is_norm(type(modules[norm])):
+        return None
+    for index in range(norm + 1, len(modules)):
+        kind = type(modules[index])
+        if kind is not nn.Identity:
+            return index if kind is nn.ReLU else None
+    return None
+
+
+class FusedForward(nn.Module):
+    """A module whose forward is rewritten as its recipe says, for as long as that holds."""
+
+    def __init_subclass__(cls) -> None:
+        """Gives the class a forward with the signature of the one that it stands for."""
+        super().__init_subclass__()
+        over: Any = cls.__bases__[1]
+        theirs = over.forward
+
+        @functools.wraps(theirs)
+        def forward(self: FusedForward, *args: Any, **kwargs: Any) -> Any:
+            rewritten = None if kwargs else self._recipe().forward_for(self, args)
+            return theirs(self, *args, **kwargs) if rewritten is None else rewritten(self, *args)
+
+        cls.forward = forward
+
+    def _recipe(self) -> Recipe:
+        recipe: Recipe = vars(self)["_fastcnn"].recipe
+        return recipe
+
+
+class FusedBatchNormAct2d(nn.BatchNorm2d):
+    """Over timm.layers.BatchNormAct2d, a batch norm that holds its activation: one op where that is ReLU."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Computes act(drop(batch_norm(input))) of Tensor[N, C, H, W]."""
+        torch._assert(input.ndim == 4, f"expected 4D input (got {input.ndim}D input)")
+        if is_plain(self.drop, nn.Identity) and is_plain(self.act, nn.ReLU) and not torch_module._has_any_global_hook():
+            return ops.batch_norm_relu(input, *arguments(self))
+        output: Tensor = self.act(self.drop(ops.batch_norm(input, *arguments(self))))
+        return output

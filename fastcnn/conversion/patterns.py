@@ -1,0 +1,199 @@
+"""Finds BatchNorm and ReLU, with or without a residual between them, in the graph of a forward, and rewrites it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.fx.graph_module import _format_import_block
+from torch.package.importer import sys_importer
+
+from fastcnn.conversion.fused import batch_norm_relu
+
+_RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
+_ADDITIONS = {
+    **dict.fromkeys((operator.add, torch.add, "add", "__add__"), "+"),
+    **dict.fromkeys((operator.iadd, "add_", "__iadd__"), "+="),
+}
+# What gives a new tensor and leaves its arguments as they are.
+_PURE = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear, nn.modules.pooling._MaxPoolNd)
+_PURE_AS_VIEWS = (nn.Identity, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd)
+
+
+@dataclass
+class Pattern:
+    """A batch norm with the ReLU that takes its output."""
+
+    norm: fx.Node
+    between: list[fx.Node]  # calls of nn.Identity between batch norm and addition or ReLU
+    relu: fx.Node
+    addition: fx.Node | None = None
+    residual: fx.Node | None = None
+    how: str = "output + residual"
+
+    @property
+    def name(self) -> str:
+        """What plan and explain call it."""
+        return " + ".join(["BatchNorm", *(["residual"] if self.residual is not None else []), "ReLU"])
+
+
+Module = Callable[[fx.Node], nn.Module | None]
+
+
+def find(graph: fx.Graph, root: nn.Module, is_norm: Callable[[nn.Module], bool]) -> Iterator[Pattern | tuple[str, str]]:
+    """The patterns of a forward's graph: one that can be fused, or the batch norm's name and why it cannot."""
+
+    def module(node: fx.Node) -> nn.Module | None:
+        return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def norm_of(node: Any) -> tuple[fx.Node, list[fx.Node]] | None:
+        """The call of a batch norm that a value comes from, and the nn.Identity on the way."""
+        between: list[fx.Node] = []
+        while isinstance(node, fx.Node) and type(module(node)) is nn.Identity and len(node.args) == 1:
+            between.insert(0, node)
+            node = node.args[0]
+        if not isinstance(node, fx.Node):
+            return None
+        called = module(node)
+        return (node, between) if called is not None and is_norm(called) else None
+
+    for relu in graph.nodes:
+        if not _is_relu(relu, module):
+            continue
+        value = relu.args[0]
+        candidates: list[Pattern] = []
+        found = norm_of(value)
+        last = _last_of_sequential(value, module)
+        if last is not None and is_norm(root.get_submodule(last)):
+            yield last, "its ReLU is in another module's forward"
+        elif found is not None:
+            candidates = [Pattern(*found, relu)]
+        else:
+            candidates = list(_with_residual(value, relu, norm_of))
+        reasons = []
+        for pattern in candidates:
+            reason = _refusal(pattern, graph, module)
+            if reason is None:
+                yield pattern
+                break
+            reasons.append((str(pattern.norm.target), reason))
+        else:
+            yield from reasons[:1]
+
+
+def _last_of_sequential(value: Any, module: Module) -> str | None:
+    """The name of the last module of the torch.nn.Sequential that gives a value."""
+    called = module(value) if isinstance(value, fx.Node) else None
+    if not isinstance(called, nn.Sequential) or len(called) == 0:
+        return None
+    return f"{value.target}.{list(called._modules)[-1]}"
+
+
+def _is_relu(node: fx.Node, module: Module) -> bool:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.op == "call_module":
+        return type(module(node)) is nn.ReLU
+    return node.op in ("call_function", "call_method") and node.target in _RELUS
+
+
+def _with_residual(
+    value: Any, relu: fx.Node, norm_of: Callable[[Any], tuple[fx.Node, list[fx.Node]] | None]
+) -> Iterator[Pattern]:
+    """The patterns of an addition: the batch norm that is called last comes first."""
+    if not isinstance(value, fx.Node) or value.op not in ("call_function", "call_method"):
+        return
+    how = _ADDITIONS.get(value.target)
+    if how is None or len(value.args) != 2 or value.kwargs.get("alpha", 1) != 1 or set(value.kwargs) - {"alpha"}:
+        return
+    left, right = value.args
+    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or left is right:
+        return
+    order = list(value.graph.nodes)
+    sides = [(left, right, f"output {how} residual"), (right, left, f"residual {how} output")]
+    found = [(norm_of(side), other, text) for side, other, text in sides]
+    patterns = [Pattern(*norm, relu, value, other, text) for norm, other, text in found if norm is not None]
+    yield from sorted(patterns, key=lambda p: -order.index(p.norm))
+
+
+def _refusal(pattern: Pattern, graph: fx.Graph, module: Module) -> str | None:
+    norm = pattern.norm
+    if len(norm.args) != 1 or norm.kwargs or not isinstance(norm.args[0], fx.Node):
+        return "the batch norm gets more than its input"
+    called = module(norm)
+    if sum(module(node) is called for node in graph.nodes) > 1:
+        return "the batch norm is called more than once"
+    if pattern.how == "residual += output":
+        return "the addition writes to the other operand"
+    chain = [norm, *pattern.between, *([pattern.addition] if pattern.addition else [])]
+    if any(len(node.users) > 1 for node in chain):
+        return "what the ReLU gets is used elsewhere too"
+    order = list(graph.nodes)
+    later = order[order.index(norm) + 1 : order.index(pattern.relu)]
+    after_addition = later[later.index(pattern.addition) + 1 :] if pattern.addition else []
+    for held, nodes in ((norm.args[0], later), (pattern.residual, after_addition)):
+        if held is not None and any(_may_write(n, held, module) for n in nodes if n not in chain):
+            return "something between the batch norm and the ReLU may write to what they get"
+    return None
+
+
+def _may_write(node: fx.Node, held: fx.Node, module: Module) -> bool:
+    """Whether a call may change a value that it has been given, or one that shares memory with it."""
+    called = module(node)
+    if called is not None:
+        if isinstance(called, (*_PURE, *_PURE_AS_VIEWS)):
+            return False
+    elif node.op in ("call_function", "call_method"):
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "_")
+        inplace = name.endswith("_") or bool(node.kwargs.get("inplace")) or node.target is operator.setitem
+        if _is_of_torch(node) and not inplace and not (name.startswith("i") and hasattr(operator, f"__{name}__")):
+            return False
+    else:
+        return False
+    memory = _memory(held, module)
+    return any(memory & _memory(argument, module) for argument in node.all_input_nodes)
+
+
+def _is_of_torch(node: fx.Node) -> bool:
+    of = getattr(node.target, "__module__", None) or ""
+    return node.op == "call_method" or of.partition(".")[0] in ("torch", "_operator", "builtins", "")
+
+
+def _memory(node: fx.Node, module: Module) -> set[fx.Node]:
+    """The values whose memory a value may lie in."""
+    found: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if node in found:
+            continue
+        found.add(node)
+        if not isinstance(module(node), _PURE):
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def rewrite(graph: fx.Graph, patterns: list[Pattern], module: Module) -> str:
+    """Puts one call for each pattern into the graph, and returns the forward as Python text."""
+    for pattern in patterns:
+        with graph.inserting_before(pattern.relu):
+            norm = graph.create_node("get_attr", str(pattern.norm.target))
+            between = [graph.create_node("get_attr", str(node.target)) for node in pattern.between]
+            relu = None
+            if pattern.relu.op == "call_module":
+                relu = graph.create_node("get_attr", str(pattern.relu.target))
+            arguments: list[Any] = [norm, between, relu, pattern.norm.args[0]]
+            if pattern.residual is not None:
+                arguments += [pattern.residual, pattern.how]
+            fused = graph.call_function(batch_norm_relu, tuple(arguments))
+        pattern.relu.replace_all_uses_with(fused)
+        for node in (pattern.relu, pattern.addition, *reversed(pattern.between), pattern.norm):
+            if node is not None:
+                graph.erase_node(node)
+    code = graph.python_code("self")
+    return f"{_format_import_block(code.globals, sys_importer)}\n\n{code.src}"

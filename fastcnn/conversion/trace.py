@@ -1,0 +1,322 @@
+"""Traces a module's own forward, with the modules that it calls as they are, and notes all that the trace depends on.
+
+torch.fx runs the forward once with stand-ins for its arguments. Whatever the forward reads elsewhere becomes a constant
+of the trace: here that is either noted, to be checked before each run (recipe.Guard), or refuses the trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import BuiltinFunctionType, FrameType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fastcnn.conversion.recipe import Guard
+
+# Modules whose functions mean that the forward does more than compute from its arguments.
+_FORBIDDEN_MODULES = (
+    *("torch.utils.checkpoint", "torch.autograd.grad_mode", "torch.autograd.graph", "torch.amp", "torch.random"),
+    *("torch.cuda", "random", "numpy.random"),
+)
+_FORBIDDEN_CALLS = {
+    *(print, open, input, torch.is_grad_enabled, torch.is_inference_mode_enabled),
+    *(torch._C._set_grad_enabled, torch.is_autocast_enabled, torch.set_autocast_enabled),
+}
+_VALUES = (
+    *(type(None), bool, int, float, str, torch.dtype, torch.device, torch.memory_format),
+    *(type, FunctionType, BuiltinFunctionType),
+)
+
+
+class UntraceableError(Exception):
+    """Why a forward cannot be traced."""
+
+
+@dataclass
+class Notes:
+    """What the forward read while it was traced."""
+
+    guards: dict[tuple[tuple[str, ...], str], Guard] = field(default_factory=dict)
+    training: set[tuple[str, ...]] = field(default_factory=set)  # the modules whose training flag was read
+    asked: set[str] = field(default_factory=set)  # the arguments whose type was asked for
+    refusal: str | None = None
+    on: bool = False
+
+    def refuse(self, reason: str) -> None:
+        """Keeps the first reason."""
+        self.refusal = self.refusal or reason
+
+
+@dataclass
+class Trace:
+    """The graph of a forward, the same in training and in evaluation, and what it depends on."""
+
+    graph: fx.Graph
+    guards: tuple[Guard, ...]
+
+
+class _Argument(fx.Proxy):
+    """A stand-in that notices when it is asked for its type, which isinstance does by the attribute __class__."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """The type that the stand-in stands for, to all but torch.fx itself."""
+        caller = _module(sys._getframe(1))
+        if caller == __name__ or caller.partition(".")[0] == "torch":
+            return _Argument
+        tracer: Any = self.tracer
+        node = self.node
+        if node.op != "placeholder":
+            tracer.notes.refuse("asks for the type of what it computed")
+            return Tensor
+        tracer.notes.asked.add(node.target)
+        kind: type = tracer.arguments[node.target]
+        return kind
+
+
+class _Tracer(fx.Tracer):
+    """Traces one module's forward, with arguments of the given types, calling no other module's."""
+
+    def __init__(self, arguments: dict[str, type], notes: Notes) -> None:
+        super().__init__()
+        self.arguments = arguments
+        self.notes = notes
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Argument(node, self)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        def run(*args: Any) -> Any:
+            self.notes.on = True
+            try:
+                return root_fn(*args)
+            finally:
+                self.notes.on = False
+
+        run.__annotations__ = {}  # the graph would take over what it returns
+        return run, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self.arguments)]
+
+
+class _Probe(nn.Module):
+    """Over a class, notes what is read of its instance: see Notes."""
+
+    def __getattribute__(self, name: str) -> Any:
+        own = object.__getattribute__(self, "__dict__")
+        notes: Notes | None = own.get("_notes")
+        if notes is not None and notes.on and name in own:
+            _note_read(notes, own["_path"], name, own[name])
+        return super().__getattribute__(name)
+
+    def __getattr__(self, name: str) -> Any:
+        notes, path = vars(self)["_notes"], vars(self)["_path"]
+        try:
+            value = super().__getattr__(name)
+        except AttributeError:
+            if notes.on:
+                notes.guards[path, name] = Guard(path, name, "absent")
+            raise
+        if notes.on:
+            kind = "none" if value is None else "module" if isinstance(value, nn.Module) else "tensor"
+            notes.guards[path, name] = Guard(path, name, kind)
+        return value
+
+
+def _note_read(notes: Notes, path: tuple[str, ...], name: str, value: Any) -> None:
+    if name == "training":
+        notes.training.add(path)
+    elif name == "_modules":
+        notes.guards[path, name] = Guard(path, name, "children", tuple(value))
+    elif _is_value(value):
+        notes.guards.setdefault((path, name), Guard(path, name, "value", copy.deepcopy(value)))
+    else:
+        notes.refuse(f"reads self.{'.'.join((*path, name))}, a {type(value).__name__}")
+
+
+def _is_value(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_is_value(v) for v in value)
+    if isinstance(value, dict):
+        return all(_is_value(v) for v in (*value.keys(), *value.values()))
+    return isinstance(value, _VALUES)
+
+
+@functools.cache
+def _probe_class(kind: Any) -> Any:
+    return type(kind.__name__, (_Probe, kind), {"__module__": kind.__module__})
+
+
+def _probe(
+    module: nn.Module, kind: type[nn.Module], notes: Notes, training: bool, path: tuple[str, ...], seen: dict[int, Any]
+) -> nn.Module:
+    """A copy of a module and of those in it that shares tensors with them and nothing that can be written to."""
+    if id(module) in seen:
+        return seen[id(module)]  # type: ignore[no-any-return]
+    cls: Any = _probe_class(kind)  # type: ignore[arg-type]
+    probe: nn.Module = seen.setdefault(id(module), cls.__new__(cls))
+    for name, value in vars(module).items():
+        probe.__dict__[name] = copy.copy(value) if isinstance(value, (dict, list, set)) else value
+    probe.__dict__.update(_notes=notes, _path=path, training=training)
+    for name, child in module._modules.items():
+        if child is not None:
+            probe._modules[name] = _probe(child, type(child), notes, training, (*path, name), seen)
+    return probe
+
+
+def variants(forward: Callable[..., Any]) -> list[dict[str, type]]:
+    """The arguments that a forward is traced with: tensors for all that it needs, then for up to two more.
+
+    Raises:
+        UntraceableError: it needs arguments by keyword, or none.
+    """
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
+        raise UntraceableError("needs arguments by keyword")
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = sum(p.default is p.empty for p in positional)
+    counts = range(max(1, needed), min(len(positional), needed + 2) + 1)
+    if not counts:
+        raise UntraceableError("takes no argument by position")
+    return [{p.name: Tensor for p in positional[:count]} for count in counts]
+
+
+def trace(module: nn.Module, kind: type[nn.Module], arguments: dict[str, type]) -> tuple[Trace, set[str]]:
+    """Traces a module's forward, as its class `kind` has it, with arguments of the given types.
+
+    Returns:
+        The trace, and the arguments whose type the forward asked for.
+
+    Raises:
+        UntraceableError: it does not trace, or not to the same in training and in evaluation.
+    """
+    train, notes = _trace_in_mode(module, kind, arguments, training=True)
+    evaluation, other = _trace_in_mode(module, kind, arguments, training=False)
+    guards = {**notes.guards, **other.guards}
+    paths = notes.training | other.training
+    if len(train.nodes) != len(evaluation.nodes) or len(paths) > 1:
+        raise UntraceableError("does not compute the same in training and in evaluation")
+    _merge(train, evaluation, next(iter(paths), None))
+    return Trace(train, tuple(guards.values())), notes.asked
+
+
+def _trace_in_mode(
+    module: nn.Module, kind: type[nn.Module], arguments: dict[str, type], training: bool
+) -> tuple[fx.Graph, Notes]:
+    notes = Notes()
+    tracer = _Tracer(arguments, notes)
+    try:
+        probe = _probe(module, kind, notes, training, (), {})
+        before = dict(vars(probe))
+        with _watched(notes):
+            graph = tracer.trace(probe)
+    except Exception as error:
+        text = (str(error) or type(error).__name__).splitlines()[0]
+        raise UntraceableError(notes.refusal or f"cannot be traced: {text}") from error
+    if vars(probe).keys() != before.keys() or any(vars(probe)[name] is not before[name] for name in before):
+        notes.refuse("writes to its module")
+    for guard in notes.guards.values():
+        if guard.kind in ("value", "children") and not guard.holds(module):
+            notes.refuse(f"writes to self.{'.'.join((*guard.path, guard.name))}")
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target.startswith("_tensor_constant"):
+            notes.refuse("makes tensors of its own")
+    if notes.refusal is not None:
+        raise UntraceableError(notes.refusal)
+    return graph, notes
+
+
+@contextlib.contextmanager
+def _watched(notes: Notes) -> Iterator[None]:
+    """Notes what a forward calls that a graph cannot hold, and puts the random state back."""
+    of_python, of_torch = random.getstate(), torch.get_rng_state()
+
+    def watch(frame: FrameType, event: str, called: Any) -> None:
+        if not notes.on:
+            return
+        if event == "c_call" and _is_forbidden(called):
+            notes.refuse(f"calls {called.__name__}")
+        elif event == "call":
+            name = _module(frame)
+            if name.startswith(_FORBIDDEN_MODULES) and not _module(frame.f_back).startswith("torch.fx"):
+                notes.refuse(f"calls {name}.{frame.f_code.co_name}")
+
+    previous = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        sys.setprofile(previous)
+        if random.getstate() != of_python or not torch.equal(torch.get_rng_state(), of_torch):
+            notes.refuse("draws random numbers")
+            random.setstate(of_python)
+            torch.set_rng_state(of_torch)
+
+
+def _module(frame: FrameType | None) -> str:
+    return "" if frame is None else str(frame.f_globals.get("__name__", ""))
+
+
+def _is_forbidden(called: Any) -> bool:
+    if type(getattr(called, "__self__", None)).__module__.startswith("numpy.random"):
+        return True
+    try:
+        return called in _FORBIDDEN_CALLS
+    except TypeError:  # unhashable: a method of such an object
+        return False
+
+
+def _merge(train: fx.Graph, evaluation: fx.Graph, path: tuple[str, ...] | None) -> None:
+    """Makes of the trace in training one for both: what is True in training and False in evaluation reads the flag.
+
+    Raises:
+        UntraceableError: they differ otherwise.
+    """
+    differ = UntraceableError("does not compute the same in training and in evaluation")
+    same: dict[fx.Node, fx.Node] = {}
+    flag: list[fx.Node] = []
+
+    def merge(a: Any, b: Any) -> Any:
+        if isinstance(a, fx.Node):
+            if same.get(a) is not b:
+                raise differ
+            return a
+        if type(a) is not type(b):
+            raise differ
+        if isinstance(a, (tuple, list)):
+            if len(a) != len(b):
+                raise differ
+            return type(a)([merge(x, y) for x, y in zip(a, b, strict=True)])
+        if isinstance(a, dict):
+            if a.keys() != b.keys():
+                raise differ
+            return {key: merge(a[key], b[key]) for key in a}
+        if isinstance(a, slice):
+            return slice(merge(a.start, b.start), merge(a.stop, b.stop), merge(a.step, b.step))
+        if a is True and b is False and path is not None:
+            if not flag:
+                with train.inserting_before(next(iter(train.nodes))):
+                    flag.append(train.create_node("get_attr", ".".join((*path, "training"))))
+            return flag[0]
+        if a != b:
+            raise differ
+        return a
+
+    for left, right in zip(list(train.nodes), evaluation.nodes, strict=True):
+        if left.op != right.op or left.target != right.target:
+            raise differ
+        left.args, left.kwargs = (
+            merge(tuple(left.args), tuple(right.args)),
+            merge(dict(left.kwargs), dict(right.kwargs)),
+        )
+        same[left] = right

@@ -1,0 +1,63 @@
+"""fastcnn.convert with an example: what the measurement says is done, and remembered."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import fastcnn
+from fastcnn.conversion import measured as measured_module
+from fastcnn.conversion.plan import plan
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+
+
+Times = dict[str, tuple[float, float]]
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Times], None]:
+    """Sets what layers take, {name: (ours, torch's)} in ms."""
+
+    def row(name: str, ours: float, theirs: float) -> SimpleNamespace:
+        times = {"ours_total_ms": ours, "torch_total_ms": theirs, "measured": ours == ours}
+        return SimpleNamespace(name=name, calls=1, mismatch="", **times)
+
+    def set_times(layers: Times) -> None:
+        monkeypatch.setattr(measured_module, "measure_layers", lambda *_: [row(n, *t) for n, t in layers.items()])
+
+    return set_times
+
+
+def test_convert_with_example_keeps_what_torch_does_faster(
+    measured: Callable[[Times], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    nan = float("nan")
+    measured({"0": (0.52, 0.41), "1": (1.0, 1.5), "3": (0.4, 0.5), "4": (nan, nan)})
+    model, x = network(), torch.randn(2, 3, 8, 8)
+    strides = model[0].weight.stride()
+    original = copy.deepcopy(model)
+    fastcnn.convert(model, x)
+    assert capsys.readouterr().out == ""
+    assert [isinstance(layer, (fastcnn.Conv2d, fastcnn.BatchNorm2d)) for layer in model] == [0, 1, 0, 1, 1]
+    for converted in (model, copy.deepcopy(model), fastcnn.convert(model)):  # and it stays so
+        assert plan(converted).kept == {"0": "torch is faster: 0.41 ms against 0.52 ms"}
+        assert [entry.name for entry in plan(converted).fused] == ["1"]  # timed with its ReLU
+        torch.testing.assert_close(converted.eval()(x), original.eval()(x))
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+    measured({"0": (0.3, 0.4), "1": (2.0, 1.5), "3": (0.4, 0.5)})
+    fastcnn.convert(model.train(), x)
+    assert plan(model).kept == {"1": "torch is faster: 1.5 ms against 2 ms"}
+    assert "torch is faster" in plan(model).unfused[0].reason
+    fastcnn.revert(model)
+    assert [type(layer) for layer in model.modules()] == [type(layer) for layer in original.modules()]
+    assert model[0].weight.stride() == strides
+    assert plan(model).kept == {}
