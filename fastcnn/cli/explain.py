@@ -18,6 +18,7 @@ from torch import nn
 from fastcnn.cli.console import make_console, print_plain
 from fastcnn.cli.errors import UserError
 from fastcnn.cli.settings import find_network
+from fastcnn.cli.torchvision_ops import import_torchvision
 from fastcnn.explanation import explain
 from fastcnn.train.files import write_atomically
 
@@ -110,11 +111,12 @@ def _import(module: str) -> ModuleType:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            import_torchvision()  # timm imports it as well
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != package:
+        if error.name not in (package, "torchvision"):
             raise UserError(f"{package} cannot be imported: {error}") from error
-        raise UserError(f"{package} is not installed: pip install {package}") from error
+        raise UserError(f"{error.name} is not installed: pip install {error.name}") from error
     except (ImportError, RuntimeError, OSError) as error:
         # torchvision's op library is built for one torch, and registers nothing beside another.
         versions = f"torchvision {_version('torchvision')} and torch {_version('torch')}"

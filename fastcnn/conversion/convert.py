@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from fastcnn.conversion import layers
-from fastcnn.conversion.plan import plan
+from fastcnn.conversion.plan import Plan, plan
 
 
 def convert(model: nn.Module, example: Any = None) -> nn.Module:
@@ -41,6 +41,18 @@ def convert(model: nn.Module, example: Any = None) -> nn.Module:
         for module in model.modules():
             layers.forget_kept(module)
         decided = plan(model)
+    carry_out(decided, model)
+    if example is None:
+        print("fastcnn.convert: a rule chooses the layers; convert(model, example) measures them, and is never slower")
+    else:
+        from fastcnn.conversion.measured import keep_faster
+
+        keep_faster(model, example)
+    return model
+
+
+def carry_out(decided: Plan, model: nn.Module) -> None:
+    """Changes the model, in place, as a plan of it says."""
     modules = dict(model.named_modules())
     for name, cls in decided.classes.items():
         layers.change(modules[name], cls, decided.recipes.get(name))
@@ -49,13 +61,6 @@ def convert(model: nn.Module, example: Any = None) -> nn.Module:
         if done is not None and done.recipe != recipe:
             done.recipe = recipe
     layers.weights_to_channels_last(model)
-    if example is None:
-        print("fastcnn.convert: a rule chooses the layers; convert(model, example) measures them, and is never slower")
-    else:
-        from fastcnn.conversion.measured import keep_faster
-
-        keep_faster(model, example)
-    return model
 
 
 def revert(model: nn.Module) -> nn.Module:

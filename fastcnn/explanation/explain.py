@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +13,8 @@ from torch.utils import _pytree
 
 from fastcnn import _library
 from fastcnn._machine import cpu_name
+from fastcnn.conversion.convert import carry_out
+from fastcnn.conversion.plan import plan
 from fastcnn.explanation import page, table
 from fastcnn.explanation.capture import check
 from fastcnn.explanation.layers import is_ours
@@ -132,10 +132,6 @@ def _as_converted(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """The model itself where it has layers of ours, else a converted copy; and what has to be said about it."""
     if any(is_ours(module) for module in model.modules()):
         return model, []
-    try:
-        convert = importlib.import_module("fastcnn.conversion").convert
-    except ImportError:
-        return model, []
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
     shared.update({id(b): b for b in model.buffers()})
     try:
@@ -143,15 +139,10 @@ def _as_converted(model: nn.Module) -> tuple[nn.Module, list[str]]:
     except Exception as error:  # whatever a class of the user's raises when it is copied
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return model, [f"shown without fusing, as the model cannot be copied to convert it: {reason}"]
-    with contextlib.redirect_stdout(None):  # it says that nothing was measured, which is what follows here
-        convert(twin)
+    carry_out(plan(twin), twin)
     return twin, ["shown as fastcnn.convert would make it; the model itself is as it was"]
 
 
 def _plan(model: nn.Module) -> tuple[list[tuple[str, str, str]], dict[str, str]]:
-    try:
-        plan = importlib.import_module("fastcnn.conversion.plan").plan
-    except ImportError:
-        return [], {}
     found = plan(model)
     return [(one.name, one.pattern, one.reason) for one in found.unfused], dict(found.kept)

@@ -13,14 +13,6 @@ BLOCK_SECONDS = 0.002  # of the fastest call's block: far above the clock's reso
 ROUNDS = (5, 40)  # at least and at most
 
 
-def interleaved_ms(calls: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
-    """Time `calls` in turn, each round in the other order, and return each one's median in ms.
-
-    All of it takes about `seconds`, but for calls so long that the least number of rounds takes more.
-    """
-    return [statistics.median(values) for values in blocks_ms(calls, seconds)]
-
-
 def spread(values: Sequence[float]) -> float:
     """The distance of the quartiles over the median: large where something else uses the machine."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -28,7 +20,10 @@ def spread(values: Sequence[float]) -> float:
 
 
 def blocks_ms(calls: Sequence[Callable[[], Any]], seconds: float) -> list[list[float]]:
-    """Time `calls` as interleaved_ms does, and return the ms a call in each block of each one."""
+    """Time `calls` in turn, each round in the other order, and return the ms a call in each block of each one.
+
+    All of it takes about `seconds`, but for calls so long that the least number of rounds takes more.
+    """
     each = [_seconds(call, 1) for call in calls]
     repeats = max(1, round(BLOCK_SECONDS / max(min(each), 1e-7)))
     rounds = min(max(int(seconds / max(repeats * sum(each), 1e-7)), ROUNDS[0]), ROUNDS[1])

@@ -8,12 +8,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torchvision_shim  # before timm, which imports torchvision
 from torch import nn
 
-import timm  # isort: skip
+from fastcnn.cli.torchvision_ops import import_torchvision
 
-torchvision_models = torchvision_shim.torchvision.models
+torchvision_models = import_torchvision().models
+
+import timm  # noqa: E402 - it imports torchvision
 
 # The smallest constructor of each of torchvision's families: pixels. Those with fixed position embeddings, windows
 # or linear layers for one size need what stands here.
