@@ -1,8 +1,10 @@
-# make demo | test | test-models | bench | lint: each makes .venv on first use, installs into it what it needs, and is quick the second time.
+# make demo | test | test-models | bench | bench-peers | lint: each makes .venv on first use, installs into it what it
+# needs, and is quick the second time.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+PEERS_ARGS ?=
 
 venv := .venv
 bin := $(venv)/bin
@@ -12,7 +14,7 @@ sources := pyproject.toml setup.py CMakeLists.txt $(shell find csrc fastcnn buil
 	-not -path '*/__pycache__*' -not -path 'fastcnn/lib*' -not -name _build_info.json)
 cpp_sources = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-models bench lint clean
+.PHONY: demo test test-models bench bench-peers lint clean
 .DELETE_ON_ERROR:
 
 demo: $(venv)/.installed-train
@@ -31,6 +33,11 @@ test-models: $(venv)/.installed-test
 bench: $(venv)/.installed-bench
 	PYTHONSAFEPATH=1 $(bin)/pytest benchmarks --benchmark-quiet --benchmark-json=benchmark.json $(BENCH_ARGS)
 	$(bin)/python benchmarks/report.py benchmark.json
+
+# Inference of whole networks against torch, torch.compile, ONNX Runtime and OpenVINO, and the report of it under
+# docs/benchmarks/: about two hours; PEERS_ARGS="--networks lenet,resnet18 --batches 1" narrows it.
+bench-peers: $(venv)/.installed-peers
+	PYTHONSAFEPATH= $(bin)/python benchmarks/bench_peers.py $(PEERS_ARGS)
 
 lint: $(venv)/.installed-lint
 	$(bin)/ruff check

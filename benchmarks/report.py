@@ -6,15 +6,12 @@ roofline.png, and index.html, which holds all of it in one file.
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 import math
 import re
 import statistics
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ import targets
 import torch
 import typer
 from matplotlib import pyplot as plt
+from page import Page, Report
 from rich.console import Console
 from rich.table import Table
 
@@ -31,17 +29,6 @@ from fastcnn._machine import cpu_name
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
 COPY_BYTES = 256 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Page:
-    """A titled table of the report; the first `words` columns are words, the others figures."""
-
-    title: str
-    note: str
-    columns: tuple[str, ...]
-    words: int
-    rows: list[list[str]]
 
 
 def describe_machine(threads: list[int], dtype: str) -> dict[str, Any]:
@@ -227,21 +214,6 @@ def _plot_roofline(rows: list[dict[str, Any]], machine: dict[str, Any], path: Pa
     plt.close(figure)
 
 
-def _markdown(page: Page) -> list[str]:
-    rule = "|" + "---|" * page.words + "---:|" * (len(page.columns) - page.words)
-    rows = ["| " + " | ".join(row) + " |" for row in (page.columns, *page.rows)]
-    return ["", f"## {page.title}", "", page.note, "", rows[0], rule, *rows[1:]]
-
-
-def _html(page: Page) -> list[str]:
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell.replace('**', ''))}</td>" for cell in row) + "</tr>\n"
-        for row in page.rows
-    )
-    head = "<tr>" + "".join(f"<th>{html.escape(column)}</th>" for column in page.columns) + "</tr>\n"
-    return [f"<h2>{page.title}</h2><p>{html.escape(page.note)}</p>", f"<table>{head}{rows}</table>"]
-
-
 def write(rows: list[dict[str, Any]], machine: dict[str, Any], folder: Path) -> None:
     """Writes the report's files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -251,24 +223,14 @@ def write(rows: list[dict[str, Any]], machine: dict[str, Any], folder: Path) -> 
         _plot_ratios(layers, folder / "ratios.png")
         _plot_roofline(layers, machine, folder / "roofline.png")
         charts = ["ratios.png", "roofline.png"]
-    title, summary, found = f"{machine['cpu']}, {machine['capability']}", _summary(rows), pages(rows, machine)
-    *tables, last = found  # the layers' table is long: the charts come before it
-    text = [f"# {title}", "", _headline(machine), "", f"`{machine['command']}`"]
-    for page in tables:
-        text += _markdown(page)
-    text += ["", *(f"- {line}" for line in summary), "", *(f"![{chart}]({chart})" for chart in charts)]
-    (folder / "report.md").write_text("\n".join([*text, *_markdown(last)]) + "\n")
-    images = [base64.b64encode((folder / chart).read_bytes()).decode() for chart in charts]
-    content = ["<!doctype html><meta charset='utf-8'><title>fastcnn benchmarks</title>",
-               "<style>body{font-family:sans-serif;margin:2em}td,th{padding:2px 8px;text-align:right}"
-               "tr:nth-child(even){background:#f3f3f3}</style>",
-               f"<h1>{html.escape(title)}</h1><p>{html.escape(_headline(machine))}</p>",
-               f"<p><code>{html.escape(machine['command'])}</code></p>"]  # fmt: skip
-    for page in tables:
-        content += _html(page)
-    content += ["<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in summary) + "</ul>",
-                *(f"<img src='data:image/png;base64,{image}'>" for image in images)]  # fmt: skip
-    (folder / "index.html").write_text("\n".join([*content, *_html(last)]) + "\n")
+    Report(
+        title=f"{machine['cpu']}, {machine['capability']}",
+        headline=_headline(machine),
+        command=machine["command"],
+        pages=pages(rows, machine),
+        summary=_summary(rows),
+        charts=charts,
+    ).write(folder)
 
 
 def main(measured: Path, out: Path = DOCS) -> None:

@@ -1,0 +1,148 @@
+"""Measures networks against the other ways to run them, and writes docs/benchmarks/<cpu>-peers/: make bench-peers
+
+    python benchmarks/bench_peers.py --networks lenet,resnet18 --batches 1,32 --threads 1
+
+Batch 1, 8 and 32, one and two threads, float32, inference. Results are checked against float64 first. Then all peers of
+a case run in one process, a block of calls each in turn, with a pause before each block in which the pools of threads
+of the others come to rest; and each once more in a process of its own, which says whether company slowed it, and how
+much its resident memory grew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import peers
+import peers_report
+import torch
+import typer
+from torch import Tensor
+
+PAUSE_SECONDS = 0.05  # pools that spin for work give up within a few milliseconds
+BLOCK_SECONDS = 0.03  # a block of calls takes at least this long
+BLOCKS = 9
+TOLERANCE = 1e-3  # of the output's norm: float32 in any order of additions, and Winograd's algorithm, stay far below
+
+
+def median_ms(peer: peers.Peer, batch: Tensor, calls: int) -> float:
+    """One block: the mean time of a call, after one that warms the caches up."""
+    time.sleep(PAUSE_SECONDS)
+    peer.run(batch)
+    started = time.perf_counter()
+    for _ in range(calls):
+        peer.run(batch)
+    return 1e3 * (time.perf_counter() - started) / calls
+
+
+def calls_of(peer: peers.Peer, batch: Tensor) -> int:
+    """Calls that fill a block."""
+    peer.run(batch)
+    started = time.perf_counter()
+    peer.run(batch)
+    return max(1, round(BLOCK_SECONDS / (time.perf_counter() - started)))
+
+
+def check(name: str, output: Tensor, expected: Tensor) -> float:
+    """The error of an output, of the norm; raises where it is too large to be rounding."""
+    error = float((output.double() - expected.double()).norm() / expected.double().norm())
+    if not error < TOLERANCE:
+        raise RuntimeError(f"{name}: its output is off by {error:.1e} of the norm; nothing was timed")
+    return error
+
+
+def measure(network: str, batch: int, threads: int, folder: Path) -> list[dict[str, Any]]:
+    """A row for each peer."""
+    onnx = folder / f"{network.replace(':', '-')}-{batch}.onnx"
+    if not onnx.exists():
+        peers.export_onnx(network, batch, onnx)
+    images, expected = peers.images(network, batch), peers.truth(network, batch)
+    rows: list[dict[str, Any]] = []
+    with peers.threads_of_torch(threads):
+        made: dict[str, tuple[peers.Peer, int]] = {}
+        for name in peers.PEERS:
+            row = {"network": network, "batch": batch, "threads": threads, "peer": name}
+            try:
+                peer = peers.build(name, network, batch, threads, onnx)
+                error = check(name, peer.run(images), expected)
+            except Exception as failure:  # a peer that cannot run a network is a result too
+                rows.append({**row, "failed": (str(failure).strip().splitlines() or [type(failure).__name__])[0]})
+                continue
+            made[name] = peer, calls_of(peer, images)
+            rows.append({**row, "facts": peer.facts, "error": error, "blocks": []})
+        for turn in range(BLOCKS):
+            order = rows if turn % 2 == 0 else rows[::-1]
+            for row in (r for r in order if "blocks" in r):
+                row["blocks"].append(median_ms(made[row["peer"]][0], images, made[row["peer"]][1]))
+    for row in (r for r in rows if "blocks" in r):
+        row["ms"] = statistics.median(row["blocks"])
+        row.update(_apart(row, onnx))
+    return rows
+
+
+def _apart(row: dict[str, Any], onnx: Path) -> dict[str, Any]:
+    """A peer in a process of its own: the median, and the growth of its resident memory in MB."""
+    case = json.dumps([row["peer"], row["network"], row["batch"], row["threads"], str(onnx)])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    command = [sys.executable, __file__, "--alone", case]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        return {}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def peak_resident() -> int:
+    """The most resident memory of this process so far, in bytes; getrusage's counts what its parent had, too."""
+    line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
+
+
+def _alone(case: str) -> None:
+    name, network, batch, threads, onnx = json.loads(case)
+    images = peers.images(network, batch)
+    with peers.threads_of_torch(threads):
+        before = peak_resident()
+        peer = peers.build(name, network, batch, threads, Path(onnx))
+        calls = calls_of(peer, images)
+        blocks = [median_ms(peer, images, calls) for _ in range(BLOCKS)]
+    print(json.dumps({"alone_ms": statistics.median(blocks), "MB": (peak_resident() - before) / 1e6}))
+
+
+def _list(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def main(
+    networks: Annotated[str, typer.Option(help="by commas")] = ",".join(peers.NETWORKS),
+    batches: Annotated[str, typer.Option(help="by commas")] = "1,8,32",
+    threads: Annotated[str, typer.Option(help="by commas")] = "1,2",
+    out: Annotated[Path, typer.Option(help="where the report's folder goes")] = peers_report.DOCS,
+    alone: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Measures, prints a line for each case, and writes the report."""
+    if alone is not None:
+        return _alone(alone)
+    unknown = [name for name in _list(networks) if name not in peers.NETWORKS]
+    if unknown:
+        raise typer.BadParameter(f"there is no network {unknown[0]!r}: expected {', '.join(peers.NETWORKS)}")
+    rows: list[dict[str, Any]] = []
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for network in _list(networks):
+            for batch in map(int, _list(batches)):
+                for number in map(int, _list(threads)):
+                    rows += measure(network, batch, number, Path(folder))
+                    print(peers_report.line(rows, network, batch, number), flush=True)
+    print(f"wrote {peers_report.write(rows, out)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,148 @@
+"""The comparison with other ways to run a network as a report: tables, bars, and one HTML page."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from matplotlib import pyplot as plt
+from page import Page, Report
+
+from fastcnn import _library
+from fastcnn._machine import cpu_name
+
+DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
+OURS = "fastcnn "  # our ways begin with it
+APART = 0.15  # a median in company may be off by as much from the one in a process of its own
+
+Row = dict[str, Any]
+
+
+def of_case(rows: list[Row], network: str, batch: int, threads: int) -> list[Row]:
+    """The rows of one network at one batch and number of threads."""
+    return [r for r in rows if (r["network"], r["batch"], r["threads"]) == (network, batch, threads)]
+
+
+def best_rival(rows: list[Row]) -> Row | None:
+    """The fastest of a case that is not ours."""
+    return min((r for r in rows if "ms" in r and not r["peer"].startswith(OURS)), key=lambda r: r["ms"], default=None)
+
+
+def line(rows: list[Row], network: str, batch: int, threads: int) -> str:
+    """A case in one line."""
+    case = of_case(rows, network, batch, threads)
+    times = ", ".join(f"{r['peer']} {r['ms']:.2f}" if "ms" in r else f"{r['peer']} failed" for r in case)
+    return f"{network}, batch {batch}, {threads} threads, ms: {times}"
+
+
+def _cases(rows: list[Row]) -> list[tuple[str, int, int]]:
+    return list(dict.fromkeys((r["network"], r["batch"], r["threads"]) for r in rows))
+
+
+def _names(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(r["peer"] for r in rows))
+
+
+def _times(rows: list[Row]) -> Page:
+    names, lines = _names(rows), []
+    for case in _cases(rows):
+        of = {r["peer"]: r for r in of_case(rows, *case)}
+        rival, mine = best_rival(list(of.values())), [r for n, r in of.items() if n.startswith(OURS) and "ms" in r]
+        ratio = rival["ms"] / min(r["ms"] for r in mine) if rival and mine else math.nan
+        cells = [f"{of[n]['ms']:.3g}" if "ms" in of.get(n, {}) else "failed" for n in names]
+        lines.append([case[0], rival["peer"] if rival else "", str(case[1]), str(case[2]), *cells, f"{ratio:.2f}"])
+    columns = ("network", "best rival", "batch", "threads", *(f"{n}, ms" for n in names), "ratio")
+    return Page("Times", "Medians; ratio: the best rival's over ours.", columns, 2, lines)
+
+
+def _details(rows: list[Row]) -> Page:
+    lines = []
+    for r in rows:
+        head = [r["network"], r["peer"]]
+        if "failed" in r:
+            lines.append([*head, f"failed: {r['failed']}", str(r["batch"]), str(r["threads"]), "", "", "", "", ""])
+            continue
+        low, _, high = statistics.quantiles(r["blocks"], n=4)
+        alone = r.get("alone_ms")
+        apart = "" if alone is None else f"{alone:.3g}{'' if abs(r['ms'] / alone - 1) <= APART else ' !'}"
+        memory = f"{r['MB']:.0f}" if "MB" in r else ""
+        lines.append([*head, r["facts"], str(r["batch"]), str(r["threads"]), f"{r['ms']:.3g}",
+                      f"{low:.3g} to {high:.3g}", apart, memory, f"{r['error']:.1e}"])  # fmt: skip
+    note = (
+        "Settings as read back; quartiles of the blocks; the median in a process of its own, with ! where it lies more "
+        "than 15 % apart; growth of the resident memory there; error against float64, of the output's norm."
+    )
+    columns = ("network", "peer", "read back", "batch", "threads", "ms", "quartiles", "alone, ms", "memory, MB",
+               "error")  # fmt: skip
+    return Page("Every measurement", note, columns, 3, lines)
+
+
+def summary(rows: list[Row]) -> list[str]:
+    """For each batch and number of threads the geometric mean of our ratios to the best rival, and the least."""
+    groups: dict[tuple[str, int, int], list[tuple[float, str]]] = {}
+    for network, batch, threads in _cases(rows):
+        case = of_case(rows, network, batch, threads)
+        rival = best_rival(case)
+        for row in (r for r in case if r["peer"].startswith(OURS) and "ms" in r and rival):
+            groups.setdefault((row["peer"], batch, threads), []).append((rival["ms"] / row["ms"], network))
+    lines = []
+    for (peer, batch, threads), ratios in sorted(groups.items()):
+        mean, (least, network) = math.exp(statistics.fmean(math.log(r) for r, _ in ratios)), min(ratios)
+        what = f"{peer}, batch {batch}, {threads} threads: the best rival's time over ours"
+        lines.append(f"{what}, geometric mean {mean:.2f}, least {least:.2f} ({network})")
+    return lines
+
+
+def _plot(rows: list[Row], path: Path) -> None:
+    cases, names = _cases(rows), _names(rows)
+    figure, axis = plt.subplots(figsize=(max(8, 0.9 * len(cases)), 5))
+    for place, name in enumerate(names):
+        heights = []
+        for case in cases:
+            of = {r["peer"]: r["ms"] for r in of_case(rows, *case) if "ms" in r}
+            heights.append(of["torch eager"] / of[name] if name in of and "torch eager" in of else 0)
+        axis.bar(
+            [i + 0.8 * (place / len(names) - 0.5) for i in range(len(cases))], heights, 0.8 / len(names), label=name
+        )
+    axis.set_xticks(range(len(cases)), [f"{n}\nbatch {b}, {t} thr" for n, b, t in cases], rotation=60, fontsize=7)
+    axis.set(ylabel="speed, torch eager = 1")
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return f"{package} not installed"
+
+
+def write(rows: list[Row], out: Path) -> Path:
+    """Writes the report's folder under `out`, and returns it."""
+    mpl.use("Agg")
+    kernels = _library.load().fastcnn_cpu_capability().decode()
+    folder = out / (re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()} {kernels}".lower()).strip("-") + "-peers")
+    folder.mkdir(parents=True, exist_ok=True)
+    _plot(rows, folder / "speed.png")
+    versions = ", ".join(map(_version, ("torchvision", "onnxruntime", "openvino")))
+    Report(
+        title=f"{cpu_name()}, {kernels}: inference against other ways to run a network",
+        headline=f"{cpu_name()}, fastcnn kernels {kernels}, torch {torch.__version__} "
+        f"({torch.backends.cpu.get_cpu_capability()}), {versions}; float32; blocks of calls in turn, with a pause "
+        "before each; outputs checked against float64 before.",
+        command=f'make bench-peers PEERS_ARGS="{" ".join(sys.argv[1:])}"',
+        pages=[_times(rows), _details(rows)],
+        summary=summary(rows),
+        charts=["speed.png"],
+    ).write(folder)
+    return folder
