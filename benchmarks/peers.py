@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import fastcnn
-from fastcnn.cli.torchvision_ops import import_torchvision
+from fastcnn._torchvision import import_torchvision
 
 OURS = ("lenet", "alexnet", "vgg11", "nin", "googlenet", "resnet18", "densenet")
 TORCHVISION = ("resnet50", "vgg16", "densenet121", "googlenet", "mobilenet_v2")

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastcnn._torchvision import import_torchvision
 from fastcnn.cli.console import make_console, print_plain
 from fastcnn.cli.errors import UserError
 from fastcnn.cli.settings import find_network
-from fastcnn.cli.torchvision_ops import import_torchvision
 from fastcnn.explanation import explain
 from fastcnn.train.files import write_atomically
 

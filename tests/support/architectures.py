@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from fastcnn.cli.torchvision_ops import import_torchvision
+from fastcnn._torchvision import import_torchvision
 
 torchvision_models = import_torchvision().models
 
