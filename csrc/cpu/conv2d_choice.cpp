@@ -21,8 +21,9 @@ constexpr Conv2dAlgorithm kChoices[] = {Conv2dAlgorithm::direct, Conv2dAlgorithm
                                         Conv2dAlgorithm::aten};
 
 // How the types as wide as half a float32 compare with it: Winograd's algorithm is the same. Where the direct kernels
-// take products in pairs, so does torch; elsewhere its convolutions are up to a hundred times slower.
-constexpr double kPairedAten = 0.45, kPairedGradWeight = 0.65;
+// take products in pairs, so does torch, which pays more for its weights' layout then; elsewhere its convolutions are
+// up to a hundred times slower. From 77 passes of the networks' layers (EPYC 9004, 1 thread).
+constexpr double kPairedAten = 0.5, kPairedAtenWeights = 2.5, kPairedGradWeight = 0.65;
 // Layers of fewer input channels have their weight gradient computed without pairs.
 constexpr int64_t kPairedChannels = 8;
 // A depthwise layer's outputs from which on torch's own kernel, which takes longer to start, is faster.
@@ -58,7 +59,8 @@ double estimate(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeometry
   double time = 0;
   for (size_t i = 0; i < counts.size(); ++i) time += counts[i] * costs[i];
   if (takes_pairs(dtype)) {
-    if (algorithm == Conv2dAlgorithm::aten) return kPairedAten * time;
+    if (algorithm == Conv2dAlgorithm::aten)
+      time += (kPairedAten - 1) * counts[1] * costs[1] + (kPairedAtenWeights - 1) * counts[4] * costs[4];
     if (algorithm == Conv2dAlgorithm::direct) time -= (1 - paired_products(pass, g)) * counts[1] * costs[1];
   }
   return time;
