@@ -58,14 +58,18 @@ def export(model: nn.Module, examples: Sequence[Tensor], *, dynamic: bool = True
         torch.export's own errors: forward cannot be traced, or it works for one batch size only.
     """
     check_model(model)
+    _check_examples(examples)
     if dynamic:
         examples = [torch.cat([e, e]) if e.shape[0] == 1 else e for e in examples]
         if any(e.shape[0] == 0 for e in examples):
             raise ValueError("fastcnn.compile: expected example inputs of batch 1 or more, but got batch 0")
-    shapes = tuple({0: torch.export.Dim("batch")} for _ in examples) if dynamic else None
-    module = _as_arguments(model, examples)
+    # By tensor and not by place, which is another for forward(*args).
+    shapes: Any = torch.export.ShapesCollection()
+    examples = [e.detach().clone() for e in examples]
+    for example in examples if dynamic else ():
+        shapes[example] = {0: torch.export.Dim("batch")}
     with torch.no_grad():
-        program = torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(model, tuple(examples), dynamic_shapes=shapes if dynamic else None, strict=False)
         if not _make_functional(program.graph):
             program = program.run_decompositions({})
     _check_pure(program)
@@ -89,7 +93,7 @@ def check_model(model: nn.Module) -> None:
             )
 
 
-def _as_arguments(model: nn.Module, examples: Sequence[Tensor]) -> nn.Module:
+def _check_examples(examples: Sequence[Tensor]) -> None:
     for index, example in enumerate(examples):
         if not isinstance(example, Tensor) or example.dim() == 0:
             raise TypeError(
@@ -98,7 +102,6 @@ def _as_arguments(model: nn.Module, examples: Sequence[Tensor]) -> nn.Module:
     batches = {example.shape[0] for example in examples}
     if len(batches) > 1:
         raise ValueError(f"fastcnn.compile: expected example inputs of one batch size, but got {sorted(batches)}")
-    return model
 
 
 def _make_functional(graph: fx.Graph) -> bool:

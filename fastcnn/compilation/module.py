@@ -21,8 +21,8 @@ def compile(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Comp
     """Freezes a network's weights for inference and returns a module that runs it in one call below Python.
 
     Batch norms become part of the convolutions' weights; bias, ReLU, sigmoid and residual sums part of the layers
-    before them; a concat's parts are written where the result lies. All of it is NHWC, in memory planned ahead. Operators that
-    a plan does not know run as torch's, between plans, and report() names them.
+    before them; a concat's parts are written where the result lies. All of it is NHWC, in memory planned ahead.
+    Operators that a plan does not know run as torch's, between plans, and report() names them.
 
     Args:
         model: any module that torch.export can trace, of torch's layers or fastcnn's, in evaluation mode; its

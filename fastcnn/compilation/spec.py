@@ -13,7 +13,8 @@ A plan is {"plan": {"values", "steps", "constants", "arena"}, "inputs": slots, "
   A value is [storage, index or offset, height, width, channels, pitch, first channel]; element (n, h, w, c) lies at
   base + ((n * height + h) * width + w) * pitch + first channel + c. Storage 0 is the arena, base = batch * offset; 1 is
   the plan's input number index, a tensor of any strides, pitch 0; 2 its output number index, allocated channels_last
-  with `pitch` channels. Inputs and outputs of the form [N, C] have height = width = 0. `arena` is the arena's floats an image.
+  with `pitch` channels. Inputs and outputs of the form [N, C] have height = width = 0. `arena` is the
+  arena's floats an image.
   A step is [opcode, ...], constants and values by number, -1 for none:
     0 conv2d: in, out, weight, bias, residual, activation, stride (2), padding (2), dilation (2), groups
     1 max_pool2d: in, out, kernel (2), stride (2), padding (2), dilation (2), ceil_mode

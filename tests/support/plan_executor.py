@@ -12,17 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NAMES = [
-    "conv2d",
-    "max_pool2d",
-    "avg_pool2d",
-    "adaptive_avg_pool2d",
-    "linear",
-    "scale_shift",
-    "add",
-    "activation",
-    "copy",
-]
+# By opcode.
+NAMES = (
+    *("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "linear"),
+    *("scale_shift", "add", "activation", "copy"),
+)
 ACTIVATIONS = (lambda x: x, torch.relu, torch.sigmoid)
 
 
@@ -132,7 +126,7 @@ class _Run:
                 source, kernel, stride, padding, bool(ceil_mode), bool(count_include_pad), divisor or None
             )
         elif name == "adaptive_avg_pool2d":
-            result = F.adaptive_avg_pool2d(source, tuple(self.plan.values[output][2:4]))
+            result = F.adaptive_avg_pool2d(source, [max(size, 1) for size in self.plan.values[output][2:4]])
         elif name == "linear":
             weight, bias, activation = given[2:]
             rows = source.permute(0, 2, 3, 1).flatten(1)
