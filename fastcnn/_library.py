@@ -75,6 +75,15 @@ def load() -> ctypes.CDLL:
     return handle
 
 
+def plan(values: list[list[int]], steps: list[list[int]], constants: list[torch.Tensor], arena: int) -> Any:
+    """What runs a plan of fastcnn.compilation.spec: run(list of inputs), and describe(), a line a step.
+
+    Raises:
+        RuntimeError: the plan is not well formed.
+    """
+    return torch.classes.fastcnn.Plan(values, steps, constants, arena)
+
+
 @cache
 def cuda_missing_reason() -> str | None:
     """Load the CUDA library; return None where it is loaded, otherwise why it is not."""

@@ -1,0 +1,162 @@
+"""What makes a graph smaller before it becomes plans; each pass changes a graph in place and keeps its results.
+
+The order matters: see optimize.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcnn.compilation.graph import ATEN, RESHAPE, Graph, Input, Node, Value
+
+_PER_CHANNEL = ("conv2d", "linear")  # a scale and shift of the output's channels is one of the weights
+_WITH_ACTIVATION = ("conv2d", "linear", "scale_shift", "add")
+
+
+def optimize(graph: Graph) -> None:
+    """Runs all passes."""
+    graph.remove_unused()
+    _move_reshapes_back(graph)
+    _remove_reshapes(graph)
+    graph.remove_unused()
+    _fold_scale_shift(graph)
+    _fuse_residual(graph)  # before the activation, which comes after the sum
+    _fuse_activation(graph)
+    _nest_concats(graph)
+    graph.remove_unused()
+
+
+def _move_reshapes_back(graph: Graph) -> None:
+    """Puts activations in front of the flattening that they follow, so that it meets the linear layer."""
+    nodes: list[Node] = []
+    flattened: dict[Value, Value] = {}  # by what a reshape returns, what it takes
+    for node in graph.nodes:
+        nodes.append(node)
+        if node.op == "activation" and node.inputs[0] in flattened:
+            source, target = flattened[node.inputs[0]], node.output
+            node.inputs = [source]
+            node.outputs = [Value(f"{target.name}:image", source.shape)]
+            node = Node(RESHAPE, [node.output], [target])
+            nodes.append(node)
+        if node.op == RESHAPE:
+            flattened[node.output] = node.inputs[0]
+    graph.nodes = nodes
+
+
+def _remove_reshapes(graph: Graph) -> None:
+    """Lets steps of plans read through a reshape, or write what it would return; what is left becomes torch's.
+
+    [N, C, 1, 1] and [N, C] lie alike. A linear layer behind the flattening of an image reads the image as it lies, in
+    the order h, w, c, with the weight's columns in that order.
+    """
+    for node in [n for n in graph.nodes if n.op == RESHAPE]:
+        source, target = node.inputs[0], node.output
+        alike = source.height * source.width == 1 and target.height * target.width == 1
+        for user in graph.users().get(target, []):
+            if user.op == "linear" and len(source.sizes) == 3:
+                user.constants["weight"] = user.constants["weight"][:, _nhwc_columns(source)]
+            elif user.op == ATEN or not alike:
+                continue
+            user.inputs = [source if value is target else value for value in user.inputs]
+    users, producers = graph.users(), graph.producers()
+    for node in [n for n in graph.nodes if n.op == RESHAPE]:
+        source, producer = node.inputs[0], producers.get(node.inputs[0])
+        others = [user for user in users[source] if user is not node]
+        if source.sizes != (node.output.channels, 1, 1) or producer is None or source in graph.outputs:
+            continue
+        if not {ATEN, RESHAPE} & {producer.op, *(user.op for user in others)}:
+            producer.outputs = [node.output]
+            graph.nodes.remove(node)
+            graph.replace(source, node.output)
+    for node in graph.nodes:
+        if node.op == RESHAPE:
+            args = [Input(0), [-1, *node.output.sizes]]
+            node.op, node.attributes = ATEN, {"op": "aten.reshape.default", "args": args, "kwargs": {}, "many": False}
+
+
+def _nhwc_columns(image: Value) -> Tensor:
+    """Where a flattened image, c, h, w, holds what lies at each place in the order h, w, c."""
+    return torch.arange(image.channels * image.height * image.width).reshape(image.sizes).permute(1, 2, 0).flatten()
+
+
+def _only_user(graph: Graph, users: dict[Value, list[Node]], value: Value, user: Node) -> bool:
+    return users.get(value, []) == [user] and value not in graph.outputs
+
+
+def _fold_scale_shift(graph: Graph) -> None:
+    """Multiplies a batch norm into the weights of the layer before it, in float64, where nothing else reads that."""
+    users, producers = graph.users(), graph.producers()
+    for node in list(graph.nodes):
+        layer = producers.get(node.inputs[0]) if node.op == "scale_shift" else None
+        if layer is None or layer.op not in _PER_CHANNEL or layer.attributes["activation"] != "none":
+            continue
+        if not _only_user(graph, users, layer.output, node):
+            continue
+        scale, shift = node.constants["scale"].double(), node.constants["shift"].double()
+        weight, bias = layer.constants["weight"], layer.constants.get("bias")
+        layer.constants = {
+            "weight": (weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))).to(weight.dtype),
+            "bias": shift if bias is None else shift + bias.double() * scale,
+        }
+        layer.attributes["activation"] = node.attributes["activation"]
+        layer.outputs = node.outputs
+        producers[layer.output] = layer
+        graph.nodes.remove(node)
+
+
+def _fuse_residual(graph: Graph) -> None:
+    """Lets a convolution add what is added to its result; of two convolutions, the one that runs later."""
+    users, producers = graph.users(), graph.producers()
+    for position, node in enumerate(graph.nodes):
+        if node.op != "add" or node.inputs[0] is node.inputs[1]:
+            continue
+        convs = []
+        for value in node.inputs:
+            conv = producers.get(value)
+            if conv is None or conv.op != "conv2d" or len(conv.inputs) == 2 or conv.attributes["activation"] != "none":
+                continue
+            if _only_user(graph, users, value, node):
+                convs.append(conv)
+        if not convs:
+            continue
+        conv = max(convs, key=graph.nodes.index)
+        (residual,) = (value for value in node.inputs if value is not conv.output)
+        # It takes the sum's place: there the residual has been computed, and only the sum has read the convolution.
+        attributes = {**conv.attributes, "activation": node.attributes["activation"]}
+        fused = Node("conv2d", [conv.inputs[0], residual], node.outputs, attributes, conv.constants)
+        users[conv.inputs[0]] = [fused if user is conv else user for user in users[conv.inputs[0]]]
+        users[residual] = [fused if user is node else user for user in users[residual]]
+        graph.nodes[position] = producers[fused.output] = fused
+        conv.op = "dead"
+    graph.nodes = [node for node in graph.nodes if node.op != "dead"]
+
+
+def _fuse_activation(graph: Graph) -> None:
+    """Lets the step before an activation apply it, where nothing else reads what comes before it."""
+    users, producers = graph.users(), graph.producers()
+    for node in [n for n in graph.nodes if n.op == "activation"]:
+        layer = producers.get(node.inputs[0])
+        if layer is None or layer.op not in _WITH_ACTIVATION or layer.attributes["activation"] != "none":
+            continue
+        if _only_user(graph, users, layer.output, node):
+            layer.attributes["activation"] = node.attributes["activation"]
+            layer.outputs = node.outputs
+            producers[layer.output] = layer
+            graph.nodes.remove(node)
+
+
+def _nest_concats(graph: Graph) -> None:
+    """Makes concat(a, b, c) of an earlier concat(a, b) concat(that, c): then all of them can share one buffer."""
+    earlier: dict[tuple[Value, ...], Value] = {}
+    for node in graph.nodes:
+        if node.op != "concat":
+            continue
+        parts = tuple(node.inputs)
+        for length in range(len(parts), 1, -1):
+            if parts[:length] in earlier:
+                node.inputs = [earlier[parts[:length]], *parts[length:]]
+                break
+        earlier[parts] = node.output
+    for node in [n for n in graph.nodes if n.op == "concat" and len(n.inputs) == 1]:
+        graph.replace(node.output, node.inputs[0])

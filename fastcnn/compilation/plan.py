@@ -1,0 +1,162 @@
+"""Turns nodes into one plan: records of values and steps, in the form that torch.classes.fastcnn.Plan takes.
+
+spec.py describes the records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fastcnn.compilation.graph import Node, Value
+from fastcnn.compilation.memory import Buffer, assign_offsets
+from fastcnn.compilation.spec import ACTIVATIONS, ARENA, INPUT, OPCODES, OUTPUT
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Channels of a value: from `first` on, `channels` of them; or the copy of the value that the plan returns."""
+
+    value: Value
+    first: int
+    channels: int
+    returned: bool = False
+
+
+class PlanBuilder:
+    """Places values and writes records."""
+
+    def __init__(self, nodes: Sequence[Node], outputs: Sequence[Value], constant: Callable[[Tensor], int]) -> None:
+        """Takes the plan's nodes in order, the values that others need of it, and what numbers its constants."""
+        self.nodes = nodes
+        self.constant = constant
+        made = {node.output for node in nodes}
+        self.inputs = list(dict.fromkeys(v for node in nodes for v in node.inputs if v not in made))
+        self.outputs = list(outputs)
+        self.parents = _slices(nodes)
+        self.returned = {v for v in self.outputs if v not in self.parents}  # written where they are returned
+        self.constants: list[int] = []
+        self.steps: list[tuple[str, list[_Part], list[int]]] = []  # op, values with the written one last, numbers
+
+    def build(self) -> dict[str, Any]:
+        """The plan as plain data; `inputs` and `outputs` are left to the caller."""
+        for node in self.nodes:
+            self._emit(node)
+        roots, buffers = self._buffers()
+        offsets, arena = assign_offsets(buffers)
+        places = dict(zip(roots, offsets, strict=True))
+        records: list[list[int]] = []
+        numbers: dict[tuple[int, ...], int] = {}
+
+        def number(part: _Part) -> int:
+            record = self._record(part, places)
+            if tuple(record) not in numbers:
+                numbers[tuple(record)] = len(records)
+                records.append(record)
+            return numbers[tuple(record)]
+
+        steps = [_step(op, [number(part) for part in parts], rest) for op, parts, rest in self.steps]
+        return {"values": records, "steps": steps, "constants": self.constants, "arena": arena}
+
+    def _emit(self, node: Node) -> None:
+        output = _whole(node.output)
+        if node.op == "concat":
+            first = 0
+            for value in node.inputs:
+                if self.parents.get(value) != (node.output, first):
+                    self.steps.append(("copy", [_whole(value), _Part(node.output, first, value.channels)], []))
+                first += value.channels
+        else:
+            self.steps.append((node.op, [*map(_whole, node.inputs), output], self._numbers(node)))
+        if node.output in self.outputs and node.output not in self.returned:
+            self.steps.append(("copy", [output, _Part(node.output, 0, output.channels, returned=True)], []))
+
+    def _numbers(self, node: Node) -> list[int]:
+        """What follows a step's values; its constants' and activation's numbers come first."""
+        given = node.attributes
+        numbers = [self._constant(node, name) for name in _CONSTANTS.get(node.op, ())]
+        if "activation" in given:
+            numbers.append(ACTIVATIONS.index(given["activation"]))
+        for name in _ATTRIBUTES.get(node.op, ()):
+            numbers += given[name] if isinstance(given[name], list) else [given[name]]
+        return numbers
+
+    def _constant(self, node: Node, name: str) -> int:
+        if name not in node.constants:
+            return -1
+        index = self.constant(node.constants[name])
+        if index not in self.constants:
+            self.constants.append(index)
+        return self.constants.index(index)
+
+    def _root(self, value: Value) -> tuple[Value, int]:
+        """The buffer that a value lies in, and its first channel there."""
+        first = 0
+        while value in self.parents:
+            value, offset = self.parents[value]
+            first += offset
+        return value, first
+
+    def _in_arena(self, part: _Part) -> bool:
+        return not (part.returned or part.value in self.inputs or self._root(part.value)[0] in self.returned)
+
+    def _buffers(self) -> tuple[list[Value], list[Buffer]]:
+        buffers: dict[Value, Buffer] = {}
+        for time, (_, parts, _) in enumerate(self.steps):
+            for part in parts:
+                if self._in_arena(part):
+                    root, _ = self._root(part.value)
+                    size = root.height * root.width * root.channels
+                    buffers.setdefault(root, Buffer(size, time, time)).last = time
+        return list(buffers), list(buffers.values())
+
+    def _record(self, part: _Part, offsets: dict[Value, int]) -> list[int]:
+        value = part.value
+        root, first = (value, 0) if part.returned else self._root(value)
+        image = [value.height, value.width]
+        if self._in_arena(part):
+            return [ARENA, offsets[root], *image, part.channels, root.channels, first + part.first]
+        if len(root.sizes) == 1:
+            image = [0, 0]
+        if value in self.inputs:
+            return [INPUT, self.inputs.index(value), *image, part.channels, 0, 0]
+        return [OUTPUT, self.outputs.index(root), *image, part.channels, root.channels, first + part.first]
+
+
+_CONSTANTS = {"conv2d": ("weight", "bias"), "linear": ("weight", "bias"), "scale_shift": ("scale", "shift")}
+_ATTRIBUTES = {
+    "conv2d": ("stride", "padding", "dilation", "groups"),
+    "max_pool2d": ("kernel", "stride", "padding", "dilation", "ceil_mode"),
+    "avg_pool2d": ("kernel", "stride", "padding", "ceil_mode", "count_include_pad", "divisor"),
+}
+
+
+def _whole(value: Value) -> _Part:
+    return _Part(value, 0, value.channels)
+
+
+def _slices(nodes: Sequence[Node]) -> dict[Value, tuple[Value, int]]:
+    """By value that its producer writes straight into a concat: that concat's output and the first channel there."""
+    parents: dict[Value, tuple[Value, int]] = {}
+    made: set[Value] = set()
+    for node in nodes:
+        if node.op == "concat":
+            first = 0
+            for value in node.inputs:
+                if value in made:
+                    parents.setdefault(value, (node.output, first))
+                first += value.channels
+        made.add(node.output)
+    return parents
+
+
+def _step(op: str, values: list[int], numbers: list[int]) -> list[int]:
+    """The record: a convolution's residual comes behind its constants."""
+    *sources, output = values
+    if op == "conv2d":
+        residual = sources[1] if len(sources) == 2 else -1
+        return [OPCODES[op], sources[0], output, *numbers[:2], residual, *numbers[2:]]
+    return [OPCODES[op], *sources, output, *numbers]

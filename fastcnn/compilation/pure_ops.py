@@ -1,0 +1,83 @@
+"""The ops of torch's that a file may name: they compute from their arguments and do nothing else."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_SYMBOLIC: dict[str, Callable[..., Any]] = {
+    "operator.mul": operator.mul,
+    "operator.add": operator.add,
+    "operator.sub": operator.sub,
+    "operator.floordiv": operator.floordiv,
+}
+
+# By overload. Not in it: what makes random numbers, reads strides, writes, or looks at memory it is not given.
+_NAMES = {
+    "default": """
+        _adaptive_avg_pool2d _log_softmax _native_batch_norm_legit_no_training _softmax abs adaptive_avg_pool1d
+        adaptive_avg_pool2d adaptive_max_pool2d addmm amax amin avg_pool1d avg_pool2d baddbmm batch_norm bmm cat
+        ceil celu clamp clamp_max clamp_min clone constant_pad_nd conv1d conv2d conv3d conv_transpose2d
+        convolution copy cos elu embedding erf exp expand expm1 flip floor gelu glu group_norm hardsigmoid
+        hardswish hardtanh im2col instance_norm layer_norm leaky_relu linalg_vector_norm linear log log1p
+        log_sigmoid logical_not matmul max_pool2d max_pool2d_with_indices maximum minimum mish mm
+        native_group_norm native_layer_norm neg ones_like outer pad permute pixel_shuffle pixel_unshuffle prelu
+        reciprocal reflection_pad2d relu relu6 repeat replication_pad2d reshape roll round rsqrt
+        scaled_dot_product_attention selu sigmoid sign silu sin slice_scatter softplus sqrt square stack t tanh
+        tile tril triu unsqueeze upsample_bilinear2d upsample_nearest2d zeros_like""",
+    "Tensor": "add sub mul div pow bmm clamp eq ne lt le gt ge index split slice chunk remainder floor_divide",
+    "Scalar": "add sub mul div eq ne lt le gt ge leaky_relu rsub remainder",
+    "Tensor_Scalar": "pow",
+    "Scalar_Tensor": "pow",
+    "dim": "mean squeeze max min norm any",
+    "dims": "squeeze",
+    "dim_IntList": "sum",
+    "int": "transpose softmax log_softmax select unbind sym_size",
+    "using_ints": "flatten",
+    "sizes": "split_with_sizes",
+    "self": "where",
+    "ScalarSelf": "where",
+    "ScalarOther": "where",
+    "vec": "upsample_bilinear2d upsample_nearest2d upsample_bicubic2d",
+    "padding": "conv2d",
+    "correction": "var std var_mean",
+}
+_OWN = "adaptive_avg_pool2d avg_pool2d batch_norm_infer concat conv2d dense_block_infer max_pool2d"
+
+PURE_OPS = frozenset(
+    [f"aten.{name}.{overload}" for overload, names in _NAMES.items() for name in names.split()]
+    + ["aten.chunk.default", "aten.split_with_sizes.default", "aten.narrow.default", "aten.unflatten.int"]
+    + [f"fastcnn.{name}.default" for name in _OWN.split()]
+    + list(_SYMBOLIC)
+)
+
+
+def find(name: str) -> Callable[..., Any]:
+    """The op called "namespace.op.overload".
+
+    Raises:
+        ValueError: there is none here.
+    """
+    if name in _SYMBOLIC:
+        return _SYMBOLIC[name]
+    namespace, _, rest = name.partition(".")
+    op, _, overload = rest.rpartition(".")
+    try:
+        found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, namespace), op), overload)
+    except AttributeError:
+        raise ValueError(f"the operator {name!r} does not exist in torch {torch.__version__}") from None
+    return found
+
+
+def resolve(name: Any) -> Callable[..., Any]:
+    """The op that a file names.
+
+    Raises:
+        ValueError: it is not one of PURE_OPS.
+    """
+    if not isinstance(name, str) or name not in PURE_OPS:
+        raise ValueError(f"the operator {name!r} is none of those that a file may name")
+    return find(name)

@@ -1,0 +1,227 @@
+"""What a compiled module takes and refuses, and what becomes of it: copies, pickles, threads, new weights."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from typing import Any
+
+import pytest
+import torch
+from compiling import check, check_value, compile_and_check, exact, prepare, random
+from conditions import LAYOUTS, with_layout
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastcnn
+from fastcnn.compilation import CompiledModule
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut."""
+
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.norm_a, self.norm_b = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm_b(self.b(F.relu(self.norm_a(self.a(x))))))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    head = (nn.Flatten(), nn.Dropout(), nn.Linear(4 * 5 * 6, 10), nn.ReLU(), nn.Linear(10, 3))
+    return prepare(nn.Sequential(nn.Conv2d(3, 4, 3), Block(), Block(), *head))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return network()
+
+
+@pytest.fixture
+def compiled(model: nn.Module) -> CompiledModule:
+    return fastcnn.compile(model, random(1, 3, 7, 8))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compiled_takes_any_layout(model: nn.Module, compiled: CompiledModule, layout: str) -> None:
+    check(compiled, model, with_layout(random(2, 3, 7, 8), layout))
+
+
+def test_compiled_leaves_model_and_input_alone(model: nn.Module) -> None:
+    state = copy.deepcopy(model.state_dict())
+    image = random(2, 3, 7, 8)
+    before = image.clone()
+    fastcnn.compile(model, image)(image)
+    assert torch.equal(image, before)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_compiled_takes_an_empty_batch(model: nn.Module, compiled: CompiledModule) -> None:
+    assert compiled(random(0, 3, 7, 8)).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        (random(2, 3, 8, 8), RuntimeError, r"size \[N, 3, 7, 8\].*got size \[2, 3, 8, 8\]"),
+        (random(2, 3, 7, 7), RuntimeError, r"size \[N, 3, 7, 8\].*got size \[2, 3, 7, 7\]"),
+        (random(2, 4, 7, 8), RuntimeError, r"size \[N, 3, 7, 8\].*got size \[2, 4, 7, 8\]"),
+        (random(3, 7, 8), RuntimeError, r"size \[N, 3, 7, 8\].*got size \[3, 7, 8\]"),
+        (torch.tensor(1.0), RuntimeError, r"size \[N, 3, 7, 8\].*got size \[\]"),
+        (random(2, 3, 7, 8).double(), RuntimeError, "expected .* scalar type torch.float32 but found torch.float64"),
+        (random(2, 3, 7, 8).to("meta"), RuntimeError, "expected all tensors on the CPU, but .* is on meta"),
+        (random(2, 3, 7, 8).requires_grad_(), RuntimeError, "requires grad"),
+        ([1.0], TypeError, "must be Tensor, not list"),
+    ],
+    ids=["height", "width", "channels", "rank", "scalar", "dtype", "device", "grad", "type"],
+)
+def test_compiled_refuses(compiled: CompiledModule, argument: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        compiled(argument)
+
+
+def test_compiled_refuses_another_number_of_inputs(compiled: CompiledModule) -> None:
+    with pytest.raises(TypeError, match="takes 1 positional arguments .* but 2 were given"):
+        compiled(random(2, 3, 7, 8), random(2, 3, 7, 8))
+
+
+def test_compiled_takes_what_requires_grad_without_gradients(model: nn.Module, compiled: CompiledModule) -> None:
+    image = random(2, 3, 7, 8).requires_grad_()
+    with torch.no_grad():
+        assert not compiled(image).requires_grad
+    with torch.inference_mode():
+        check_value(compiled(image).clone(), exact(model, image))
+
+
+def test_compile_refuses_training_mode(model: nn.Module) -> None:
+    model[1].norm_a.train()
+    with pytest.raises(RuntimeError, match=r"evaluation mode.*'1.norm_a' is in training mode; call model.eval\(\)"):
+        fastcnn.compile(model, random(1, 3, 7, 8))
+    with pytest.raises(RuntimeError, match="it is in training mode"):
+        fastcnn.compile(model.train(), random(1, 3, 7, 8))
+
+
+def test_compile_refuses_other_dtypes_and_devices(model: nn.Module) -> None:
+    with pytest.raises(RuntimeError, match=r"torch.float32, but 0.weight is torch.float64"):
+        fastcnn.compile(copy.deepcopy(model).double(), random(1, 3, 7, 8).double())
+    with pytest.raises(RuntimeError, match="on the CPU, but 0.weight is on meta"):
+        fastcnn.compile(copy.deepcopy(model).to("meta"), random(1, 3, 7, 8))
+
+
+@pytest.mark.parametrize(
+    ("examples", "error", "message"),
+    [
+        ([3], TypeError, "example input 0 to be a Tensor"),
+        (torch.tensor(1.0), TypeError, "example input 0 to be a Tensor"),
+        ((random(1, 3, 7, 8), random(2, 3)), ValueError, r"one batch size, but got \[1, 2\]"),
+        (random(0, 3, 7, 8), ValueError, "batch 1 or more"),
+    ],
+    ids=["int", "scalar", "batches", "empty"],
+)
+def test_compile_refuses_examples(model: nn.Module, examples: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        fastcnn.compile(model, examples)
+
+
+class ManyInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(5, 4, 1)
+        self.linear = nn.Linear(7, 4)
+
+    def forward(self, image: Tensor, other: Tensor, vector: Tensor) -> dict[str, Any]:
+        a, b = self.conv(image), self.other(other)
+        return {"sum": a + b, "list": [F.relu(a), (b, None)], "vector": self.linear(vector), "image": image}
+
+
+def test_compiled_takes_and_returns_several_tensors() -> None:
+    model = ManyInputs().eval()
+    compiled = fastcnn.compile(model, (random(1, 3, 6, 7), random(1, 5, 4, 5), random(1, 7)))
+    inputs = random(3, 3, 6, 7), random(3, 5, 4, 5), random(3, 7)
+    output = compiled(*inputs)
+    expected = exact(model, *inputs)
+    assert list(output) == list(expected) and output["list"][1][1] is None
+    for actual, truth in [
+        (output["sum"], expected["sum"]),
+        (output["list"][0], expected["list"][0]),
+        (output["list"][1][0], expected["list"][1][0]),
+        (output["vector"], expected["vector"]),
+        (output["image"], expected["image"]),
+    ]:
+        check_value(actual, truth)
+    assert output["image"].data_ptr() != inputs[0].data_ptr()
+    with pytest.raises(RuntimeError, match="expected other of batch 3, but got size"):
+        compiled(inputs[0], random(2, 5, 4, 5), inputs[2])
+
+
+def test_compiled_runs_a_shared_module_twice() -> None:
+    torch.manual_seed(0)
+    conv, norm, relu = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(inplace=True)
+    compiled = compile_and_check(nn.Sequential(conv, norm, relu, conv, relu, conv, norm), 3, 5, 6)
+    assert len(compiled.report().steps) == 3
+
+
+def test_compiled_keeps_its_weights_until_refreshed(model: nn.Module, compiled: CompiledModule) -> None:
+    image = random(2, 3, 7, 8)
+    before = compiled(image)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                tensor.mul_(1.5)
+    assert torch.equal(compiled(image), before)
+    compiled.refresh(model)
+    check(compiled, model, image)
+    with pytest.raises(RuntimeError, match="evaluation mode"):
+        compiled.refresh(copy.deepcopy(model).train())
+    other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    with pytest.raises(RuntimeError, match="of the structure that was compiled"):
+        compiled.refresh(other)
+    check(compiled, model, image)
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_compiled_copies_work_apart(model: nn.Module, compiled: CompiledModule, how: Any) -> None:
+    image = random(2, 3, 7, 8)
+    other = how(compiled)
+    assert torch.equal(other(image), compiled(image))
+    expected = compiled(image)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    other.refresh(model)
+    assert torch.equal(compiled(image), expected) and not torch.equal(other(image), expected)
+
+
+def test_compiled_stays_in_evaluation_mode(compiled: CompiledModule) -> None:
+    whole = nn.Sequential(compiled, nn.Dropout()).train()
+    assert not compiled.training and whole.training
+    assert compiled.state_dict() == {} and "float32[N, 3, 7, 8]" in repr(compiled)
+
+
+def test_compiled_runs_from_several_threads_at_once(model: nn.Module, compiled: CompiledModule) -> None:
+    images = [random(n, 3, 7, 8, seed=n) for n in range(1, 5)]
+    expected = [compiled(image) for image in images]
+    wrong: list[int] = []
+
+    def call(index: int) -> None:
+        for _ in range(5):
+            if not torch.equal(compiled(images[index]), expected[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=call, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_report_states_steps_and_memory(compiled: CompiledModule, model: nn.Module) -> None:
+    report = compiled.report()
+    assert len(report.steps) == 7 and report.aten == {}  # 5 convolutions, 2 linear layers
+    assert report.image_bytes % 64 == 0 and report.image_bytes >= 4 * 2 * 4 * 30
+    assert f"{report.constant_bytes} bytes of weights + batch x {report.image_bytes} bytes" in str(report)

@@ -1,0 +1,76 @@
+"""Whole networks, compiled once, against their float64 selves for several batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from compiling import compile_and_check
+from torchvision_shim import torchvision
+
+from fastcnn import models
+
+# Name, pixels, arguments; small where the network's definition allows.
+OURS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "lenet": ("lenet", 28, {}),
+    "lenet_bn": ("lenet_bn", 28, {}),
+    "alexnet": ("alexnet", 64, {"padding": 1, "hidden_layers": 1}),
+    "vgg11": ("vgg11", 32, {"width_divisor": 8, "hidden_units": 64}),
+    "nin": ("nin", 67, {}),
+    "googlenet": ("googlenet", 64, {}),
+    "resnet18": ("resnet18", 32, {}),
+    "densenet": ("densenet", 32, {}),
+}
+
+
+@pytest.mark.parametrize("layers", ["fastcnn", "torch"])
+@pytest.mark.parametrize("name", OURS)
+def test_network_compiled_is_the_network(name: str, layers: str) -> None:
+    network, size, arguments = OURS[name]
+    torch.manual_seed(0)
+    example = torch.zeros(1, 1, size, size)
+    model = models.build(network, layers=layers, **arguments)
+    with torch.no_grad():
+        model.eval()(example)  # gives lazy layers their sizes
+    report = compile_and_check(models.initialize(model), 1, size, size, batches=(1, 3)).report()
+    assert report.aten == {}
+    assert not any("scale_shift" in step for step in report.steps) or name == "densenet"
+
+
+# Name, pixels, arguments, and the operators that stay torch's.
+TORCHVISION: dict[str, tuple[int, dict[str, Any], set[str]]] = {
+    "resnet18": (33, {}, set()),
+    "googlenet": (64, {"init_weights": False, "aux_logits": False, "transform_input": True}, {"select", "unsqueeze"}),
+    "densenet121": (32, {}, set()),
+    "mobilenet_v2": (32, {}, {"hardtanh"}),
+    "vgg11_bn": (32, {"init_weights": False}, set()),
+    "squeezenet1_1": (33, {}, set()),
+    "shufflenet_v2_x0_5": (32, {}, {"chunk", "reshape", "transpose"}),
+    "mobilenet_v3_small": (32, {}, {"hardswish", "hardsigmoid", "mul"}),
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_network_compiled_is_the_network(name: str) -> None:
+    size, arguments, aten = TORCHVISION[name]
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)(**arguments)
+    report = compile_and_check(model, 3, size, size, batches=(1, 3)).report()
+    names = {op.split(".")[1] for op in report.aten}
+    assert aten <= names if aten else not names, names
+
+
+@pytest.mark.parametrize("name", ["regnetx_002", "ghostnet_050"])
+def test_timm_network_compiled_is_the_network(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    compile_and_check(timm.create_model(name), 3, 32, 32, batches=(1, 3))
+
+
+def test_densenet_concats_are_written_in_place() -> None:
+    """torchvision's form, in which each layer concatenates all before it anew."""
+    torch.manual_seed(0)
+    model = torchvision.models.DenseNet(growth_rate=4, block_config=(3, 3), num_init_features=8, num_classes=5)
+    report = compile_and_check(model, 3, 32, 32).report()
+    assert not any("copy" in step for step in report.steps)
