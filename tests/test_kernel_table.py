@@ -1,4 +1,4 @@
-"""Every kernel of the table is reached by an op's or a plan's call: one list, so that an untested kernel cannot exist."""
+"""Every kernel of the table is reached by a call of an op or a plan: in one list, so that none is left untested."""
 
 from __future__ import annotations
 
