@@ -94,7 +94,7 @@ Conv2dAlgorithm Conv2dStep::algorithm(const Conv2dGeometry& g) const {
   backends::Switches switches = backends::current();
   switches.fallback = false;
   const backends::Guard guard(switches);
-  const Conv2dAlgorithm chosen = cpu::choose_conv2d(cpu::Conv2dPass::forward, g, at::kFloat);
+  const Conv2dAlgorithm chosen = cpu::choose_conv2d(cpu::Conv2dPass::forward, g, at::kFloat, /*packed=*/true);
   return chosen == Conv2dAlgorithm::aten ? Conv2dAlgorithm::direct : chosen;
 }
 
