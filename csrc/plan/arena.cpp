@@ -5,7 +5,7 @@
 namespace fastcnn::plan {
 namespace {
 
-constexpr size_t kMostKept = 4;  // blocks: calls at a time beyond that allocate
+constexpr size_t kMostKept = 4;  // blocks: more calls at a time allocate
 // A block that many times as large as what is asked for is not used: a large batch now and then would stay for ever.
 constexpr int64_t kMostSpare = 4;
 
@@ -24,15 +24,14 @@ at::Tensor ArenaPool::take(int64_t floats) {
       kept_.erase(best);
       return block;
     }
-    // What is kept is of other sizes: the oldest makes room.
-    if (!kept_.empty()) kept_.erase(kept_.begin());
   }
   return cpu::empty({floats}, at::device(at::kCPU).dtype(at::kFloat));
 }
 
 void ArenaPool::give_back(at::Tensor block) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (kept_.size() < kMostKept) kept_.push_back(std::move(block));
+  kept_.push_back(std::move(block));
+  if (kept_.size() > kMostKept) kept_.erase(kept_.begin());  // the one that was not used for longest
 }
 
 }  // namespace fastcnn::plan
