@@ -1,4 +1,4 @@
-"""Every kernel of the table is reached by a call of an op: one list, so that an untested kernel cannot exist."""
+"""Every kernel of the table is reached by a call of an op or a plan: in one list, so that none is left untested."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from kernels import recorded, table
+from plans import SIGMOID, PlanBuilder
 
 from fastcnn import _library, backends, ops
 
@@ -29,6 +30,12 @@ def _pool2d(op: Callable[..., torch.Tensor], *args: Any) -> Callable[[], Any]:
 def _batch_norm() -> None:
     input = torch.randn(4, 3, 6, 6, requires_grad=True)
     ops.batch_norm_relu(input, None, None, training=True).sum().backward()
+
+
+def _linear() -> None:
+    plan = PlanBuilder()
+    plan.linear(plan.input(10), plan.output(3), torch.randn(3, 10), activation=SIGMOID)
+    plan.make().run([torch.randn(1, 10)])
 
 
 # Runs within another kernel's call and leaves no record of its own.
@@ -54,6 +61,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "conv2d_depthwise": _conv2d(8, 8, 8),
     "relu_mask": lambda: torch.ops.fastcnn._relu_mask(torch.randn(1, 3, 6, 6)),
     "conv2d_depthwise_grad_weight": _conv2d(8, 8, 8),
+    "linear": _linear,
+    "sigmoid": _linear,
     "fma_peak": lambda: _library.load().fastcnn_fma_gflops(),
     "max_pool2d": _pool2d(ops.max_pool2d, 2),
     "max_pool2d_backward": _pool2d(ops.max_pool2d, 3, 2),

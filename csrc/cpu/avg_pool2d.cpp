@@ -43,7 +43,9 @@ Tensor forward(const Pool2dGeometry& g, const Tensor& input, const MakeWindows& 
     const Windows w = windows();
     with_element(output.scalar_type(), [&]<typename T>() {
       const AvgPool2dArgs<T> args{data_of<T>(nhwc),
+                                  g.channels,
                                   mutable_data_of<T>(output),
+                                  g.channels,
                                   w.rows.data(),
                                   w.cols.data(),
                                   g.channels,

@@ -1,4 +1,4 @@
-// conv2d on the CPU: allocates, chooses the algorithm, and states the forward pass and the input's gradient as gathers.
+// conv2d on the CPU: allocates, chooses the algorithm, and states the input's gradient as gathers.
 #include "conv2d.h"
 
 #include <torch/library.h>
@@ -15,44 +15,6 @@ namespace fastcnn::cpu {
 namespace {
 
 constexpr auto kNhwc = at::MemoryFormat::ChannelsLast;
-
-// Depthwise weights [c, 1, kernel_h, kernel_w] whose channels are neighbours.
-at::Tensor depthwise_lanes(const at::Tensor& weight) {
-  return weight.permute({1, 2, 3, 0}).contiguous().permute({3, 0, 1, 2});
-}
-// A depthwise layer is one problem, of which the kernel keeps the channels apart.
-Conv2dGeometry as_one_group(Conv2dGeometry g) {
-  g.groups = 1;
-  return g;
-}
-
-template <typename T>
-std::vector<GatherConv<T>> forward_problems(const Conv2dGeometry& g, const at::Tensor& input, const at::Tensor& weight,
-                                            const T* bias, bool relu, at::Tensor& output) {
-  GatherConv<T> p{};
-  p.image = image_view<T>(input);
-  p.image.depth = g.group_in();
-  p.grid = {g.out_h, g.out_w, g.stride_h, g.stride_w, {}};
-  for (int64_t kh = 0; kh < g.kernel_h; ++kh)
-    for (int64_t kw = 0; kw < g.kernel_w; ++kw)
-      p.grid.taps.push_back(
-          {kh * g.dilation_h - g.pad_h, kw * g.dilation_w - g.pad_w, kh * weight.stride(2) + kw * weight.stride(3)});
-  p.depth_stride = weight.stride(1), p.lane_stride = weight.stride(0);
-  p.lanes = g.group_out();
-  p.relu = relu;
-  p.out_stride_w = g.out_channels, p.out_stride_h = g.out_w * p.out_stride_w, p.out_stride_n = g.out_h * p.out_stride_h;
-
-  std::vector<GatherConv<T>> problems;
-  for (int64_t group = 0; group < g.groups; ++group) {
-    problems.push_back(p);
-    GatherConv<T>& q = problems.back();
-    q.image.data += group * g.group_in() * p.image.stride_c;
-    q.weight = data_of<T>(weight) + group * g.group_out() * weight.stride(0);
-    q.bias = bias != nullptr ? bias + group * g.group_out() : nullptr;
-    q.output = mutable_data_of<T>(output) + group * g.group_out();
-  }
-  return problems;
-}
 
 // One dimension of the input's gradient at the positions congruent to `phase` modulo the stride: the kernel offsets
 // that reach them, and how far from position / stride each one's output lies.
@@ -118,11 +80,13 @@ at::Tensor forward(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const at:
   const T* bias_data = dense_bias.defined() ? data_of<T>(dense_bias) : nullptr;
   if (g.depthwise()) {
     backends::record_kernel("conv2d_depthwise");
-    conv2d_depthwise(forward_problems<T>(as_one_group(g), input.contiguous(kNhwc), depthwise_lanes(weight), bias_data,
-                                         relu, output));
+    const at::Tensor image = input.contiguous(kNhwc), lanes = depthwise_lanes(weight);
+    conv2d_depthwise(forward_problems<T>(g, image_view<T>(image), lanes, bias_data, relu, mutable_data_of<T>(output),
+                                         g.out_channels));
   } else {
     const at::Tensor image = winograd_size(algorithm) ? input.contiguous(kNhwc) : input;
-    run_problems(algorithm, forward_problems<T>(g, image, weight, bias_data, relu, output));
+    run_problems(algorithm, forward_problems<T>(g, image_view<T>(image), weight, bias_data, relu,
+                                                mutable_data_of<T>(output), g.out_channels));
   }
   return output;
 }
@@ -134,7 +98,9 @@ at::Tensor grad_input(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const 
   if (result.numel() == 0) return result;
   if (g.depthwise()) {
     backends::record_kernel("conv2d_depthwise");
-    conv2d_depthwise(grad_input_problems<T>(as_one_group(g), grad_output, depthwise_lanes(weight), result));
+    Conv2dGeometry layer = g;
+    layer.groups = 1;  // one problem, of which the kernel keeps the channels apart
+    conv2d_depthwise(grad_input_problems<T>(layer, grad_output, depthwise_lanes(weight), result));
   } else {
     run_problems(algorithm, grad_input_problems<T>(g, grad_output, weight, result));
   }

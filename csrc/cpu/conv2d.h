@@ -51,7 +51,8 @@ struct WindowClass {
 std::vector<WindowClass> window_classes(const WindowGrid& grid, int64_t height, int64_t width);
 
 // One convolution as a gather: output(n, i, j, lane) = activation(bias[lane] + sum over taps t, depth d of
-// image(n, i * step_h + t.h, j * step_w + t.w, d) * weight[t.weight_offset + d * depth_stride + lane * lane_stride]).
+// image(n, i * step_h + t.h, j * step_w + t.w, d) * weight[t.weight_offset + d * depth_stride + lane * lane_stride] +
+// residual(n, i, j, lane)).
 template <typename T>
 struct GatherConv {
   ImageView<T> image;
@@ -63,6 +64,10 @@ struct GatherConv {
   bool relu;
   T* output;
   int64_t out_stride_n, out_stride_h, out_stride_w;  // lanes are neighbours
+  // Only for conv2d_direct and conv2d_winograd:
+  const T* residual;  // null, or may be the output
+  int64_t residual_stride_n, residual_stride_h, residual_stride_w;
+  const Compute<T>* packed;  // the weight as conv2d_direct_weight or conv2d_winograd_weight made it, or null
 };
 
 // Lanes in blocks of nearly equal numbers of registers.
@@ -91,9 +96,20 @@ std::optional<WinogradSize> winograd_size(Conv2dAlgorithm algorithm);
 template <typename T>
 ImageView<T> image_view(const at::Tensor& nchw);
 
+// Depthwise weights [c, 1, kernel_h, kernel_w] whose channels are neighbours.
+at::Tensor depthwise_lanes(const at::Tensor& weight);
+// The forward pass, one problem a group; a depthwise layer is one problem, and its weights are depthwise_lanes.
+// The output's pixels lie `pitch` elements apart, without gaps between rows and images.
+template <typename T>
+std::vector<GatherConv<T>> forward_problems(Conv2dGeometry g, const ImageView<T>& image, const at::Tensor& weight,
+                                            const T* bias, bool relu, T* output, int64_t pitch);
+
 // Runs the problems one after the other, each one over all threads.
 template <typename T>
 void conv2d_direct(const std::vector<GatherConv<T>>& problems);
+// The weight in the order that the kernels in use (kernels()) read it in, for problems of any batch and image size.
+template <typename T>
+at::Tensor conv2d_direct_weight(const GatherConv<T>& problem);
 
 // Whether a problem has so few lanes that positions make better ones, and its run.
 template <typename T>
@@ -123,6 +139,9 @@ void conv2d_planar_grad_weight(const Conv2dGeometry& g, const ImageView<T>& inpu
 // neighbours.
 template <typename T>
 void conv2d_winograd(const std::vector<GatherConv<T>>& problems, WinogradSize size);
+// The weight transformed, as conv2d_direct_weight.
+template <typename T>
+at::Tensor conv2d_winograd_weight(const GatherConv<T>& problem, WinogradSize size);
 
 // A reduction over one run of `length` elements, split where its chain of additions grows long.
 std::vector<Conv2dSegment> chained_segments(int64_t length);

@@ -23,6 +23,7 @@ bool conv2d_applies(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeom
 Conv2dCounts conv2d_counts(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeometry& g);
 // The algorithms that apply and that the switches allow, in a fixed order.
 std::vector<Conv2dAlgorithm> conv2d_candidates(Conv2dPass pass, const Conv2dGeometry& g, at::ScalarType dtype);
-Conv2dAlgorithm choose_conv2d(Conv2dPass pass, const Conv2dGeometry& g, at::ScalarType dtype);
+// `packed`: where the weights are packed or transformed already.
+Conv2dAlgorithm choose_conv2d(Conv2dPass pass, const Conv2dGeometry& g, at::ScalarType dtype, bool packed = false);
 
 }  // namespace fastcnn::cpu

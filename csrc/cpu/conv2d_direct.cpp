@@ -184,7 +184,7 @@ class DirectRun {
     const bool as_it_is = pair_ == 1 ? std::is_same_v<T, Element>
                                      : (image.depth | image.stride_n | image.stride_h | image.stride_w) % pair_ == 0;
     copies_ = !inside || !as_it_is || (image.stride_c != 1 && image.depth > 1);
-    chunks_ = Chunks::plan(p_, depth_, at::get_num_threads());
+    chunks_ = Chunks::plan(p_, depth_, num_threads());
     copied_ = g;
     if (!inside && g.taps.size() <= kMostTaps && leave_out_taps()) return;
     row_stride_ = copies_ ? depth_ * ((g.cols - 1) * g.step_w + g.max_w() - g.min_w() + 1) : image.stride_h / pair_;
@@ -194,19 +194,19 @@ class DirectRun {
   }
 
   void run() {
-    const int64_t threads = at::get_num_threads();
+    const int64_t threads = num_threads();
     // Few chunks, unequally many for each thread: the threads share a chunk's lanes, each one with an input copy of its
     // own.
     const bool uneven = chunks_.count % threads != 0 && chunks_.count < kManyChunks * threads;
     const int64_t lane_parts = uneven ? std::min(threads, blocks_.count) : 1;
     const int64_t copy_size = copies_ ? chunks_.images * image_size_ : 0;
     // A block that one chunk alone uses is packed there, into a place that stays in cache.
-    const bool packs_once = chunks_.count == 1;
+    const bool packs_once = p_.packed == nullptr && chunks_.count == 1;
     const int64_t scratch_size = std::max<int64_t>(1, copy_size + (packs_once ? packing_.block_size() : 0));
     at::Tensor scratch = empty({threads, scratch_size}, kComputeDtype<T>);
     Element* scratch_data = scratch.mutable_data_ptr<Element>();
-    const at::Tensor packed = packs_once ? at::Tensor() : packing_.pack();
-    const Element* packed_data = packs_once ? nullptr : packed.const_data_ptr<Element>();
+    const at::Tensor packed = packs_once || p_.packed != nullptr ? at::Tensor() : packing_.pack();
+    const Element* packed_data = packed.defined() ? packed.const_data_ptr<Element>() : p_.packed;
     parallel_for(0, chunks_.count * lane_parts, 1, [&](int64_t begin, int64_t end) {
       Element* buffer = scratch_data + at::get_thread_num() * scratch_size;
       Pixels pixels;
@@ -225,7 +225,7 @@ class DirectRun {
  private:
   // Where a chunk's windows and outputs begin, group after group.
   struct Pixels {
-    std::vector<int64_t> in_offsets, out_offsets, group_ends;
+    std::vector<int64_t> in_offsets, out_offsets, residual_offsets, group_ends;
   };
 
   // Whether to leave out the taps outside the image, and the plan for that.
@@ -235,15 +235,15 @@ class DirectRun {
     // An odd number of cache lines: the same place of neighbouring images lies in different sets.
     const int64_t line = 64 / static_cast<int64_t>(sizeof(Element));
     const int64_t image_size = (ceil_div(image.height * image.width * depth_, line) | 1) * line;
-    const Chunks chunks = Chunks::of_images(image.batch, g.rows, image_size * static_cast<int64_t>(sizeof(Element)),
-                                            at::get_num_threads());
+    const Chunks chunks =
+        Chunks::of_images(image.batch, g.rows, image_size * static_cast<int64_t>(sizeof(Element)), num_threads());
     const std::vector<WindowClass> classes = window_classes(g, image.height, image.width);
     int64_t work = 0;
     for (const WindowClass& c : classes)
       work += tile_work(chunks.images * static_cast<int64_t>(c.rows.size() * c.cols.size()), c.taps.size());
     const int64_t whole_work = tile_work(chunks.images * g.rows * g.cols, g.taps.size());
     const auto busy = [&](const Chunks& c) {
-      return static_cast<double>(std::min<int64_t>(at::get_num_threads(), c.count * blocks_.count));
+      return static_cast<double>(std::min<int64_t>(num_threads(), c.count * blocks_.count));
     };
     if (static_cast<double>(work) / busy(chunks) > kLessWork * static_cast<double>(whole_work) / busy(chunks_))
       return false;
@@ -270,7 +270,7 @@ class DirectRun {
       for (int64_t n = n0; n < n1; ++n) copy(n, i0, whole_image_ ? copied_.rows : i1, buffer + (n - n0) * image_size_);
     // The copy begins at the first row's and the first column's first tap.
     const int64_t top = copies_ ? i0 * copied_.step_h + copied_.min_h() : 0, left = copies_ ? copied_.min_w() : 0;
-    pixels.in_offsets.clear(), pixels.out_offsets.clear(), pixels.group_ends.clear();
+    pixels.in_offsets.clear(), pixels.out_offsets.clear(), pixels.residual_offsets.clear(), pixels.group_ends.clear();
     for (const TapGroup& group : groups_) {
       for (int64_t n = n0; n < n1; ++n)
         for (const int64_t i : group.rows) {
@@ -283,6 +283,9 @@ class DirectRun {
             pixels.in_offsets.push_back(in_row + j * g.step_w * col_stride_);
             pixels.out_offsets.push_back(out_row + j * p_.out_stride_w);
           }
+          if (p_.residual == nullptr) continue;
+          const int64_t residual_row = n * p_.residual_stride_n + i * p_.residual_stride_h;
+          for (const int64_t j : group.cols) pixels.residual_offsets.push_back(residual_row + j * p_.residual_stride_w);
         }
       pixels.group_ends.push_back(static_cast<int64_t>(pixels.in_offsets.size()));
     }
@@ -303,11 +306,12 @@ class DirectRun {
     int64_t begin = 0;
     for (size_t group = 0; group < groups_.size(); begin = pixels.group_ends[group++]) {
       const std::vector<Conv2dSegment>& segments = groups_[group].segments;
-      kernel_.conv2d_direct({input, pixels.in_offsets.data() + begin, p_.output + lane,
-                             pixels.out_offsets.data() + begin, pixels.group_ends[group] - begin, segments.data(),
-                             static_cast<int64_t>(segments.size()), packed,
-                             p_.bias != nullptr ? p_.bias + lane : nullptr, vectors,
-                             std::min<int64_t>(p_.lanes - lane, vectors * blocks_.width), p_.relu});
+      kernel_.conv2d_direct(
+          {input, pixels.in_offsets.data() + begin, p_.output + lane, pixels.out_offsets.data() + begin,
+           pixels.group_ends[group] - begin, segments.data(), static_cast<int64_t>(segments.size()), packed,
+           p_.bias != nullptr ? p_.bias + lane : nullptr, vectors,
+           std::min<int64_t>(p_.lanes - lane, vectors * blocks_.width), p_.relu,
+           p_.residual != nullptr ? p_.residual + lane : nullptr, pixels.residual_offsets.data() + begin});
     }
   }
 
@@ -335,7 +339,16 @@ void conv2d_direct(const std::vector<GatherConv<T>>& problems) {
     if (p.image.batch > 0 && p.grid.rows > 0 && p.grid.cols > 0) DirectRun<T>(p).run();
 }
 
-#define FASTCNN_INSTANTIATE(T) template void conv2d_direct<T>(const std::vector<GatherConv<T>>&);
+template <typename T>
+at::Tensor conv2d_direct_weight(const GatherConv<T>& problem) {
+  const KernelSet<T>& kernel = kernels().of<T>();
+  const LaneBlocks blocks(problem.lanes, kernel.width, kernel.max_vectors);
+  return WeightPacking<T>(problem, blocks).pack();
+}
+
+#define FASTCNN_INSTANTIATE(T)                                       \
+  template void conv2d_direct<T>(const std::vector<GatherConv<T>>&); \
+  template at::Tensor conv2d_direct_weight<T>(const GatherConv<T>&);
 FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)
 #undef FASTCNN_INSTANTIATE
 

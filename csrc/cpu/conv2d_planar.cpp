@@ -25,7 +25,7 @@ class PlanarRun {
   }
 
   void run() {
-    const int64_t threads = at::get_num_threads(), batch = p_.image.batch;
+    const int64_t threads = num_threads(), batch = p_.image.batch;
     const int64_t parts =
         batch >= threads ? 1 : std::clamp<int64_t>(p_.grid.rows / kTaskRows, 1, ceil_div(threads, batch));
     const int64_t rows = ceil_div(p_.grid.rows, parts), slack = 8 * kernel_.width;  // tiles run over the last position

@@ -60,6 +60,13 @@ class WinogradRun {
     for (const Tap& t : p.grid.taps) tap_offsets_.push_back(t.weight_offset);
   }
 
+  // All of them, transformed.
+  at::Tensor weights() const {
+    const at::Tensor weights = empty({size_.planes() * weight_stride(0, blocks_.count)}, options_);
+    transform_weights(0, blocks_.count, weights.mutable_data_ptr<Element>());
+    return weights;
+  }
+
   void run() {
     const int64_t weights = size_.planes() * blocks_.padded_lanes() * p_.image.depth;
     if (weights * static_cast<int64_t>(sizeof(Element)) <= kWeightsBytes) {
@@ -72,10 +79,9 @@ class WinogradRun {
  private:
   // All weights are transformed first; then each thread takes blocks of tiles through all steps.
   void run_by_tiles() {
-    const at::Tensor weights = empty({size_.planes() * weight_stride(0, blocks_.count)}, options_);
-    transform_weights(0, blocks_.count, weights.mutable_data_ptr<Element>());
-    const int64_t threads = at::get_num_threads(),
-                  row_stride = row_elements(kernel_, std::max(p_.image.depth, p_.lanes));
+    const at::Tensor transformed = p_.packed == nullptr ? weights() : at::Tensor();
+    const Element* weights_data = p_.packed == nullptr ? transformed.const_data_ptr<Element>() : p_.packed;
+    const int64_t threads = num_threads(), row_stride = row_elements(kernel_, std::max(p_.image.depth, p_.lanes));
     const int64_t tile_bytes = size_.planes() * row_stride * static_cast<int64_t>(sizeof(Element));
     int64_t count = ceil_div(tiles_, std::clamp(kBlockBytes / tile_bytes, kMinTiles, kMaxTiles));
     // Every thread gets as many blocks; where tiles are few, the threads share a block's lanes instead.
@@ -98,16 +104,18 @@ class WinogradRun {
         const int64_t last_block = blocks_.count * (part + 1) / lane_parts;
         const int64_t lane = blocks_.first_lane(first_block);
         transform_input(block, inputs);
-        multiply(block.count, first_block, last_block, inputs,
-                 weights.const_data_ptr<Element>() + lane * p_.image.depth, weight_stride(0, blocks_.count), products);
+        multiply(block.count, first_block, last_block, inputs, weights_data + lane * p_.image.depth,
+                 weight_stride(0, blocks_.count), products);
         transform_output(block, first_block, last_block, products);
       }
     });
   }
 
   // The input is transformed first, as much as may be kept; then the weights of a group of lanes, and their products.
+  // Weights that were transformed before are one group.
   void run_by_lanes() {
-    const int64_t threads = at::get_num_threads(), in_group = std::min(threads, blocks_.count);
+    const int64_t threads = num_threads();
+    const int64_t in_group = p_.packed == nullptr ? std::min(threads, blocks_.count) : blocks_.count;
     const int64_t input_row = row_elements(kernel_, p_.image.depth),
                   product_row = row_elements(kernel_, kernel_.max_vectors * kernel_.width);
     const int64_t tile_bytes = size_.planes() * input_row * static_cast<int64_t>(sizeof(Element));
@@ -115,7 +123,10 @@ class WinogradRun {
     const int64_t in_block = ceil_div(kept, ceil_div(kept, kLaneGroupTiles));
     const int64_t product_plane = in_block * product_row + kPad, scratch_size = size_.planes() * product_plane;
     const at::Tensor input = empty({size_.planes() * (kept * input_row + kPad)}, options_);
-    const at::Tensor weights = empty({size_.planes() * (max_lanes(in_group) * p_.image.depth + kPad)}, options_);
+    at::Tensor weights;
+    if (p_.packed == nullptr)
+      weights = empty({size_.planes() * (max_lanes(in_group) * p_.image.depth + kPad)}, options_);
+    const Element* weights_data = p_.packed == nullptr ? weights.const_data_ptr<Element>() : p_.packed;
     const at::Tensor scratch = empty({threads, scratch_size}, options_);
     Element* scratch_data = scratch.mutable_data_ptr<Element>();
     const Planes<Element> inputs{input.mutable_data_ptr<Element>(), kept * input_row + kPad, input_row};
@@ -130,7 +141,7 @@ class WinogradRun {
       });
       for (int64_t group = 0; group < blocks_.count; group += in_group) {
         const int64_t group_end = std::min(group + in_group, blocks_.count);
-        transform_weights(group, group_end, weights.mutable_data_ptr<Element>());
+        if (p_.packed == nullptr) transform_weights(group, group_end, weights.mutable_data_ptr<Element>());
         parallel_for(0, (group_end - group) * blocks, 1, [&](int64_t begin, int64_t end) {
           const Planes<Element> products{scratch_data + at::get_thread_num() * scratch_size, product_plane,
                                          product_row};
@@ -138,9 +149,8 @@ class WinogradRun {
             const int64_t b = group + task / blocks, t = task % blocks * in_block,
                           t_end = std::min(t + in_block, count);
             const int64_t lane = blocks_.first_lane(b) - blocks_.first_lane(group);
-            multiply(t_end - t, b, b + 1, rows_from(inputs, t),
-                     weights.const_data_ptr<Element>() + lane * p_.image.depth, weight_stride(group, group_end),
-                     products);
+            multiply(t_end - t, b, b + 1, rows_from(inputs, t), weights_data + lane * p_.image.depth,
+                     weight_stride(group, group_end), products);
             transform_output(tiles(first + t, first + t_end), b, b + 1, products);
           }
         });
@@ -161,7 +171,7 @@ class WinogradRun {
     const int64_t taps = static_cast<int64_t>(tap_offsets_.size()), depth = p_.image.depth;
     const int64_t first_lane = blocks_.first_lane(first_block), stride = weight_stride(first_block, last_block);
     const int64_t parts = ceil_div(depth, kDepthPart), packed_size = taps * kDepthPart * max_lanes(1);
-    const at::Tensor packed = empty({at::get_num_threads(), packed_size}, options_);
+    const at::Tensor packed = empty({num_threads(), packed_size}, options_);
     Element* packed_data = packed.mutable_data_ptr<Element>();
     parallel_for(first_block * parts, last_block * parts, 1, [&](int64_t begin, int64_t end) {
       Element* buffer = packed_data + at::get_thread_num() * packed_size;
@@ -199,7 +209,7 @@ class WinogradRun {
                                 products.data + plane * products.plane_stride + lane, product_offsets.data(), tiles,
                                 segments_.data(), static_cast<int64_t>(segments_.size()),
                                 weights + plane * weight_stride + lane * p_.image.depth, nullptr,
-                                static_cast<int>(lanes / blocks_.width), lanes, false});
+                                static_cast<int>(lanes / blocks_.width), lanes, false, nullptr, nullptr});
       }
   }
 
@@ -209,7 +219,9 @@ class WinogradRun {
     kernel_.conv2d_winograd_output({products.data, products.plane_stride, products.row_stride, tiles, size_.points,
                                     size_.kernel, p_.bias != nullptr ? p_.bias + lane : nullptr, p_.relu,
                                     p_.output + lane, p_.out_stride_n, p_.out_stride_h, p_.out_stride_w, p_.grid.rows,
-                                    p_.grid.cols, std::min(blocks_.first_lane(last_block), p_.lanes) - lane});
+                                    p_.grid.cols, std::min(blocks_.first_lane(last_block), p_.lanes) - lane,
+                                    p_.residual != nullptr ? p_.residual + lane : nullptr, p_.residual_stride_n,
+                                    p_.residual_stride_h, p_.residual_stride_w});
   }
 
   const GatherConv<T>& p_;
@@ -347,8 +359,14 @@ void conv2d_winograd(const std::vector<GatherConv<T>>& problems, WinogradSize si
   for (const GatherConv<T>& p : problems) WinogradRun<T>(p, size).run();
 }
 
+template <typename T>
+at::Tensor conv2d_winograd_weight(const GatherConv<T>& problem, WinogradSize size) {
+  return WinogradRun<T>(problem, size).weights();
+}
+
 #define FASTCNN_INSTANTIATE(T)                                                                         \
   template void conv2d_winograd<T>(const std::vector<GatherConv<T>>&, WinogradSize);                   \
+  template at::Tensor conv2d_winograd_weight<T>(const GatherConv<T>&, WinogradSize);                   \
   template void conv2d_grad_weight_winograd<T>(const Conv2dGeometry&, WinogradSize, const at::Tensor&, \
                                                const at::Tensor&, at::Tensor&);
 FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)

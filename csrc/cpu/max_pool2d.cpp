@@ -37,7 +37,9 @@ void forward(const Pool2dGeometry& g, const Tensor& input, const Tensor& output,
   backends::record_kernel("max_pool2d");
   const auto rows = row_windows(g), cols = col_windows(g);
   const MaxPool2dArgs<T> args{data_of<T>(input),
+                              g.channels,
                               mutable_data_of<T>(output),
+                              g.channels,
                               bytes_or_null(offsets),
                               ints_or_null(offsets),
                               rows.data(),

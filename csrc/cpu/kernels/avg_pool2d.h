@@ -10,11 +10,11 @@ void avg_pool2d(const AvgPool2dArgs<T>& args) {
   const AvgPool2dArgs<T> a = args;
   for (int64_t row = a.row_begin; row < a.row_end; ++row) {
     const PoolWindow rows = a.rows[row % a.out_h];
-    const T* image_row = a.input + (row / a.out_h * a.in_h + rows.begin) * a.in_w * a.channels;
+    const T* image_row = a.input + (row / a.out_h * a.in_h + rows.begin) * a.in_w * a.in_pitch;
     for (int64_t ow = 0; ow < a.out_w; ++ow) {
       const PoolWindow cols = a.cols[ow];
-      const T* window = image_row + cols.begin * a.channels;
-      T* output = a.output + (row * a.out_w + ow) * a.channels;
+      const T* window = image_row + cols.begin * a.in_pitch;
+      T* output = a.output + (row * a.out_w + ow) * a.out_pitch;
       const typename V::Reg divisor = V::broadcast(static_cast<Compute<T>>(rows.divisor * cols.divisor));
       with_shape(rows, cols, [&](auto shape) FASTCNN_INLINE {
         over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) FASTCNN_INLINE {
@@ -22,10 +22,10 @@ void avg_pool2d(const AvgPool2dArgs<T>& args) {
           typename V::Reg sum[kVectors];
           for (int v = 0; v < kVectors; ++v) sum[v] = V::zero();
           for (int64_t i = 0; i < shape.rows(); ++i) {
-            const T* p = window + i * a.in_w * a.channels + c;
+            const T* p = window + i * a.in_w * a.in_pitch + c;
             typename V::Reg row_sum[kVectors];
             for (int v = 0; v < kVectors; ++v) row_sum[v] = V::zero();
-            for (int64_t j = 0; j < shape.cols(); ++j, p += a.channels)
+            for (int64_t j = 0; j < shape.cols(); ++j, p += a.in_pitch)
               for (int v = 0; v < kVectors; ++v) {
                 row_sum[v] = V::add(row_sum[v], block.load(p, v, lanes));
                 if constexpr (kVectors > 1) __builtin_prefetch(p + a.next_window + v * V::kWidth);

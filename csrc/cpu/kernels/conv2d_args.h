@@ -17,9 +17,10 @@ struct Conv2dSegment {
   int32_t flush;
 };
 
-// out[p][k] = activation(bias[k] + sum over segments s, i of input[input_offsets[p] + s.offset + i] * weight[r][k])
-// where r counts the reduction through all segments. Serves the forward pass and the gradient of the input. Where the
-// table's conv2d_pair is 2, an element of input and weight is a pair of T, and the sum takes both products.
+// out[p][k] = activation(bias[k] + sum over segments s, i of input[input_offsets[p] + s.offset + i] * weight[r][k] +
+// residual[p][k]) where r counts the reduction through all segments. Serves the forward pass and the gradient of the
+// input. Where the table's conv2d_pair is 2, an element of input and weight is a pair of T, and the sum takes both
+// products.
 template <typename T>
 struct Conv2dDirectArgs {
   const Compute<T>* input;
@@ -34,6 +35,8 @@ struct Conv2dDirectArgs {
   int vectors;               // registers of output channels, 1 to the table's conv2d_max_vectors
   int64_t channels;          // output channels in this block, at most vectors * width
   bool relu;
+  const T* residual;                // or null; may be the output
+  const int64_t* residual_offsets;  // [pixels]
 };
 
 // The same sum for a handful of output channels, with the lanes over positions: planes of one input channel each, rows

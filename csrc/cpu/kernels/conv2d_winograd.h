@@ -258,6 +258,10 @@ void winograd_output_tile(const Conv2dWinogradOutputArgs<T>& a, int64_t t) {
   const int64_t tile = a.tiles.first + t, in_image = tile % (a.tiles.tiles_h * a.tiles.tiles_w);
   const int64_t h0 = in_image / a.tiles.tiles_w * kOutputs, w0 = in_image % a.tiles.tiles_w * kOutputs;
   T* corner = a.output + tile / (a.tiles.tiles_h * a.tiles.tiles_w) * a.stride_n + h0 * a.stride_h + w0 * a.stride_w;
+  const T* residual_corner = a.residual;
+  if (a.residual != nullptr)
+    residual_corner += tile / (a.tiles.tiles_h * a.tiles.tiles_w) * a.residual_stride_n + h0 * a.residual_stride_h +
+                       w0 * a.residual_stride_w;
   const int64_t rows = a.height - h0 < kOutputs ? a.height - h0 : kOutputs;
   const int64_t cols = a.width - w0 < kOutputs ? a.width - w0 : kOutputs;
   for (int64_t lane = 0; lane < a.lanes; lane += V::kWidth) {
@@ -269,17 +273,19 @@ void winograd_output_tile(const Conv2dWinogradOutputArgs<T>& a, int64_t t) {
       __builtin_prefetch(p + a.row_stride);
       return V::load(p);
     };
-    const auto finish = [&](Reg r) {
+    const auto finish = [&](int i, int j, Reg r) {
       r = V::add(r, bias);
+      if (a.residual != nullptr)
+        r = V::add(r, V::load_first(residual_corner + i * a.residual_stride_h + j * a.residual_stride_w + lane, n));
       return a.relu ? V::relu(r) : r;
     };
     T* out = corner + lane;
     if (n == V::kWidth && rows == kOutputs && cols == kOutputs) {
       winograd_transform<V, OutputTransform<Points, Kernel>>(
-          load, [&](int i, int j, Reg r) { V::store(out + i * a.stride_h + j * a.stride_w, finish(r)); });
+          load, [&](int i, int j, Reg r) { V::store(out + i * a.stride_h + j * a.stride_w, finish(i, j, r)); });
     } else {
       winograd_transform<V, OutputTransform<Points, Kernel>>(load, [&](int i, int j, Reg r) {
-        if (i < rows && j < cols) V::store_first(out + i * a.stride_h + j * a.stride_w, finish(r), n);
+        if (i < rows && j < cols) V::store_first(out + i * a.stride_h + j * a.stride_w, finish(i, j, r), n);
       });
     }
   }

@@ -9,7 +9,9 @@
 #include "conv2d_winograd_args.h"
 #include "element.h"
 #include "fma_peak_args.h"
+#include "linear_args.h"
 #include "pool2d_args.h"
+#include "sigmoid_args.h"
 
 // Name of the kernel and of its table slot, argument struct. These read or write tensors of every element type;
 #define FASTCNN_ELEMENT_KERNELS(KERNEL)                               \
@@ -36,6 +38,8 @@
   KERNEL(conv2d_add_parts, Conv2dAddPartsArgs)                      \
   KERNEL(conv2d_winograd_weight, Conv2dWinogradWeightArgs)          \
   KERNEL(conv2d_winograd_grad_weight, Conv2dWinogradGradWeightArgs) \
+  KERNEL(linear, LinearArgs)                                        \
+  KERNEL(sigmoid, SigmoidArgs)                                      \
   KERNEL(fma_peak, FmaPeakArgs)
 
 #define FASTCNN_KERNELS(KERNEL) FASTCNN_ELEMENT_KERNELS(KERNEL) FASTCNN_COMPUTE_KERNELS(KERNEL)

@@ -14,6 +14,8 @@
 #include "pool2d.h"
 #include "fma_peak.h"
 #include "batch_norm.h"
+#include "linear.h"
+#include "sigmoid.h"
 // clang-format on
 
 namespace fastcnn::cpu::FASTCNN_ISA {

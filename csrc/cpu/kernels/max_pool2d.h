@@ -26,15 +26,15 @@ inline typename Vec<T>::Reg load_offsets(const int32_t* p, int lanes) {
 template <bool kTracked, typename T, typename Offset>
 void max_pool2d_rows(const MaxPool2dArgs<T> a, Offset* offsets) {
   using V = Vec<T>;
-  const int64_t step_h = a.dilation_h * a.in_w * a.channels, step_w = a.dilation_w * a.channels;
+  const int64_t step_h = a.dilation_h * a.in_w * a.in_pitch, step_w = a.dilation_w * a.in_pitch;
   for (int64_t row = a.row_begin; row < a.row_end; ++row) {
     const PoolWindow rows = a.rows[row % a.out_h];
-    const T* image_row = a.input + (row / a.out_h * a.in_h + rows.begin) * a.in_w * a.channels;
+    const T* image_row = a.input + (row / a.out_h * a.in_h + rows.begin) * a.in_w * a.in_pitch;
     for (int64_t ow = 0; ow < a.out_w; ++ow) {
       const PoolWindow cols = a.cols[ow];
-      const T* window = image_row + cols.begin * a.channels;
+      const T* window = image_row + cols.begin * a.in_pitch;
       const auto first_tap = static_cast<Compute<T>>(rows.tap * a.kernel_w + cols.tap);
-      const int64_t pixel = (row * a.out_w + ow) * a.channels;
+      const int64_t pixel = row * a.out_w + ow;
       with_shape(rows, cols, [&](auto shape) FASTCNN_INLINE {
         over_channels<T>(a.channels, [&](int64_t c, int lanes, auto block) FASTCNN_INLINE {
           constexpr int kVectors = decltype(block)::kVectors;
@@ -58,8 +58,9 @@ void max_pool2d_rows(const MaxPool2dArgs<T> a, Offset* offsets) {
             }
           }
           for (int v = 0; v < kVectors; ++v) {
-            block.store(a.output + pixel + c, best[v], v, lanes);
-            if constexpr (kTracked) store_offsets<T>(offsets + pixel + c + v * V::kWidth, winner[v], lanes);
+            block.store(a.output + pixel * a.out_pitch + c, best[v], v, lanes);
+            if constexpr (kTracked)
+              store_offsets<T>(offsets + pixel * a.channels + c + v * V::kWidth, winner[v], lanes);
           }
         });
       });

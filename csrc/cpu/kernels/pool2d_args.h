@@ -1,4 +1,5 @@
-// Arguments of the pooling kernels: plain pointers and sizes. All images are dense NHWC; lanes are channels.
+// Arguments of the pooling kernels: plain pointers and sizes. Images are NHWC, lanes are channels, and pixels lie
+// evenly spaced, `pitch` elements apart, or else next to each other.
 #pragma once
 #include <cstdint>
 
@@ -38,9 +39,11 @@ struct PoolHits {
 // For the output rows [row_begin, row_end) of the flattened [n * out_h].
 template <typename T>
 struct MaxPool2dArgs {
-  const T* input;          // [n, in_h, in_w, channels]
-  T* output;               // [n, out_h, out_w, channels]
-  uint8_t* offsets8;       // as output, or null: the winning tap, kh * kernel_w + kw
+  const T* input;  // [n, in_h, in_w, channels]
+  int64_t in_pitch;
+  T* output;  // [n, out_h, out_w, channels]
+  int64_t out_pitch;
+  uint8_t* offsets8;       // [n, out_h, out_w, channels], or null: the winning tap, kh * kernel_w + kw
   int32_t* offsets32;      // the same for windows of more than 256 taps
   const PoolWindow* rows;  // [out_h]
   const PoolWindow* cols;  // [out_w]
@@ -64,8 +67,10 @@ struct MaxPool2dBackwardArgs {
 // For the output rows [row_begin, row_end) of the flattened [n * out_h].
 template <typename T>
 struct AvgPool2dArgs {
-  const T* input;          // [n, in_h, in_w, channels]
-  T* output;               // [n, out_h, out_w, channels]
+  const T* input;  // [n, in_h, in_w, channels]
+  int64_t in_pitch;
+  T* output;  // [n, out_h, out_w, channels]
+  int64_t out_pitch;
   const PoolWindow* rows;  // [out_h]
   const PoolWindow* cols;  // [out_w]
   int64_t channels, in_h, in_w, out_h, out_w;

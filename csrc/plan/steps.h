@@ -1,0 +1,90 @@
+// The steps of a plan. A step is made from its record, which it checks, once; it runs on the values of a call, from any
+// number of threads at a time.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "../cpu/conv2d.h"
+#include "spec.h"
+
+namespace fastcnn::plan {
+
+// Rows of neighbouring channels, `pitch` floats apart: the pixels of all images.
+struct Rows {
+  float* data;
+  int64_t pitch;
+};
+
+// The values of one run.
+class Call {
+ public:
+  Call(const Spec& spec, const std::vector<at::Tensor>& inputs, std::vector<at::Tensor>& outputs, float* arena,
+       int64_t batch);
+
+  int64_t batch() const { return batch_; }
+  int64_t pixels(int64_t value) const { return batch_ * spec_.values[value].pixels(); }
+  // A value as it is; an input has the strides of the caller's tensor.
+  cpu::ImageView<float> image(int64_t value) const;
+  // The same with neighbouring channels and pixels evenly spaced: an input that has not is copied, once a call.
+  cpu::ImageView<float> nhwc(int64_t value);
+  Rows rows(int64_t value);
+
+ private:
+  const Spec& spec_;
+  const std::vector<at::Tensor>& inputs_;
+  std::vector<at::Tensor>& outputs_;
+  std::vector<at::Tensor> copies_;  // of inputs, where they were needed
+  float* arena_;
+  int64_t batch_;
+};
+
+class Step {
+ public:
+  virtual ~Step() = default;
+  virtual void run(Call& call) const = 0;
+  virtual std::string describe() const = 0;
+};
+
+std::unique_ptr<Step> make_conv2d(StepReader& reader);
+std::unique_ptr<Step> make_max_pool2d(StepReader& reader);
+std::unique_ptr<Step> make_avg_pool2d(StepReader& reader);
+std::unique_ptr<Step> make_adaptive_avg_pool2d(StepReader& reader);
+std::unique_ptr<Step> make_linear(StepReader& reader);
+std::unique_ptr<Step> make_scale_shift(StepReader& reader);
+std::unique_ptr<Step> make_add(StepReader& reader);
+std::unique_ptr<Step> make_activation(StepReader& reader);
+std::unique_ptr<Step> make_copy(StepReader& reader);
+
+// output = activation(input * scale + shift + residual) over rows of channels. There need be no scale and shift, and no
+// residual (null data); input and residual may be the output.
+void apply(int64_t rows, int64_t channels, Rows input, const at::Tensor& scale, const at::Tensor& shift, Rows residual,
+           Activation activation, Rows output);
+void copy(int64_t rows, int64_t channels, Rows input, Rows output);
+
+const char* activation_text(Activation activation);  // ", relu", or nothing
+std::string shape_text(const Value& value);          // 64 @ 56x56
+
+// Operands that are made when kernels first ask for them: once an algorithm and an instruction set.
+class Prepared {
+ public:
+  using Operands = std::vector<at::Tensor>;
+  template <typename Make>
+  std::shared_ptr<const Operands> get(int algorithm, const Make& make) const {
+    const std::pair<int, std::string_view> key{algorithm, cpu::kernels().isa};
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::shared_ptr<const Operands>& operands = operands_[key];
+    if (operands == nullptr) operands = std::make_shared<const Operands>(make());
+    return operands;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  mutable std::map<std::pair<int, std::string_view>, std::shared_ptr<const Operands>> operands_;
+};
+
+}  // namespace fastcnn::plan

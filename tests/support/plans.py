@@ -1,0 +1,91 @@
+"""Plans made by hand: values and steps by name of their numbers, and the same steps in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ARENA, INPUT, OUTPUT = range(3)
+CONV2D, MAX_POOL2D, AVG_POOL2D, ADAPTIVE_AVG_POOL2D, LINEAR, SCALE_SHIFT, ADD, ACTIVATION, COPY = range(9)
+NONE, RELU, SIGMOID = range(3)
+
+
+class PlanBuilder:
+    """Collects what torch.classes.fastcnn.Plan is made of."""
+
+    def __init__(self) -> None:
+        self.values: list[list[int]] = []
+        self.steps: list[list[int]] = []
+        self.constants: list[Tensor] = []
+        self.arena = 0
+
+    def input(self, *chw: int) -> int:
+        """A network's input [N, C, H, W] or [N, C]; returns the value's number."""
+        index = len({v[1] for v in self.values if v[0] == INPUT})
+        return self.value(INPUT, index, *chw)
+
+    def output(self, *chw: int, index: int | None = None, pitch: int = 0, first: int = 0) -> int:
+        """A result, or channels of one."""
+        if index is None:
+            index = len({v[1] for v in self.values if v[0] == OUTPUT})
+        return self.value(OUTPUT, index, *chw, pitch=pitch, first=first)
+
+    def inside(self, *chw: int, pitch: int | None = None, first: int = 0, at: int | None = None) -> int:
+        """A value in the arena, at a place of its own or at value `at`'s."""
+        c, h, w = (*chw, 1, 1)[:3]
+        pitch = c if pitch is None else pitch
+        if at is not None:
+            return self.value(ARENA, self.values[at][1], c, h, w, pitch=pitch, first=first)
+        offset = self.arena
+        self.arena = offset + -(-h * w * pitch // 16) * 16
+        return self.value(ARENA, offset, c, h, w, pitch=pitch, first=first)
+
+    def value(self, storage: int, place: int, *chw: int, pitch: int = 0, first: int = 0) -> int:
+        """Any value; returns its number."""
+        c, h, w = (*chw, 0, 0)[:3]
+        self.values.append([storage, place, h, w, c, pitch, first])
+        return len(self.values) - 1
+
+    def constant(self, t: Tensor | None) -> int:
+        """The number of a constant, -1 of none."""
+        if t is None:
+            return -1
+        self.constants.append(t.float())
+        return len(self.constants) - 1
+
+    def step(self, *fields: int) -> None:
+        """A step's record."""
+        self.steps.append([int(f) for f in fields])
+
+    def conv2d(
+        self,
+        x: int,
+        out: int,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        residual: int = -1,
+        activation: int = NONE,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+    ) -> None:
+        """A convolution's step."""
+        constants = self.constant(weight), self.constant(bias)
+        self.step(CONV2D, x, out, *constants, residual, activation, *stride, *padding, *dilation, groups)
+
+    def linear(self, x: int, out: int, weight: Tensor, bias: Tensor | None = None, activation: int = NONE) -> None:
+        """A linear layer's step."""
+        self.step(LINEAR, x, out, self.constant(weight), self.constant(bias), activation)
+
+    def make(self) -> Any:
+        """The plan."""
+        return torch.classes.fastcnn.Plan(self.values, self.steps, self.constants, self.arena)
+
+
+def activate(x: Tensor, activation: int) -> Tensor:
+    """The activation of that number."""
+    return (x, F.relu(x), torch.sigmoid(x))[activation]
