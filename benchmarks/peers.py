@@ -133,6 +133,14 @@ def _converted(name: str, batch: int, threads: int, onnx: Path) -> Peer:
     return Peer(_channels_last(model), _torch_facts(model))
 
 
+def _compiled(name: str, batch: int, threads: int, onnx: Path) -> Peer:
+    compiled = fastcnn.compile(network(name), images(name, batch))
+    others = ", ".join(compiled.report().aten) or "none"
+    return Peer(
+        compiled, f"{torch.get_num_threads()} threads, torch.float32, NCHW outside; operators of torch: {others}"
+    )
+
+
 # In the order of the tables; fastcnn's last.
 PEERS: dict[str, Callable[[str, int, int, Path], Peer]] = {
     "torch eager": _eager,
@@ -141,6 +149,7 @@ PEERS: dict[str, Callable[[str, int, int, Path], Peer]] = {
     "ONNX Runtime": _onnx_runtime,
     "OpenVINO": _openvino,
     "fastcnn converted": _converted,
+    "fastcnn compiled": _compiled,
 }
 
 
