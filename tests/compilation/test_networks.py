@@ -8,9 +8,13 @@ import pytest
 import torch
 from compiling import compile_and_check
 from torch import nn
-from torchvision_shim import torchvision
 
 from fastcnn import models
+from fastcnn._torchvision import import_torchvision
+
+torchvision = import_torchvision()
+
+import timm  # noqa: E402 - it imports torchvision
 
 # Name, pixels, arguments; small where the network's definition allows.
 OURS: dict[str, tuple[str, int, dict[str, Any]]] = {
@@ -64,7 +68,6 @@ def test_torchvision_network_compiled_is_the_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["regnetx_002", "resnet10t"])
 def test_timm_network_compiled_is_the_network(name: str) -> None:
-    timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     compile_and_check(timm.create_model(name), 3, 32, 32, batches=(1, 3))
 
