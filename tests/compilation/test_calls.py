@@ -86,7 +86,7 @@ def test_compiled_refuses(compiled: CompiledModule, argument: Any, error: type[E
 
 
 def test_compiled_refuses_another_number_of_inputs(compiled: CompiledModule) -> None:
-    with pytest.raises(TypeError, match="takes 1 positional arguments .* but 2 were given"):
+    with pytest.raises(TypeError, match=r"takes 1 positional arguments .* but 2 were given"):
         compiled(random(2, 3, 7, 8), random(2, 3, 7, 8))
 
 
@@ -102,14 +102,14 @@ def test_compile_refuses_training_mode(model: nn.Module) -> None:
     model[1].norm_a.train()
     with pytest.raises(RuntimeError, match=r"evaluation mode.*'1.norm_a' is in training mode; call model.eval\(\)"):
         fastcnn.compile(model, random(1, 3, 7, 8))
-    with pytest.raises(RuntimeError, match="it is in training mode"):
+    with pytest.raises(RuntimeError, match=r"it is in training mode"):
         fastcnn.compile(model.train(), random(1, 3, 7, 8))
 
 
 def test_compile_refuses_other_dtypes_and_devices(model: nn.Module) -> None:
     with pytest.raises(RuntimeError, match=r"torch.float32, but 0.weight is torch.float64"):
         fastcnn.compile(copy.deepcopy(model).double(), random(1, 3, 7, 8).double())
-    with pytest.raises(RuntimeError, match="on the CPU, but 0.weight is on meta"):
+    with pytest.raises(RuntimeError, match=r"on the CPU, but 0.weight is on meta"):
         fastcnn.compile(copy.deepcopy(model).to("meta"), random(1, 3, 7, 8))
 
 
@@ -155,7 +155,7 @@ def test_compiled_takes_and_returns_several_tensors() -> None:
     ]:
         check_value(actual, truth)
     assert output["image"].data_ptr() != inputs[0].data_ptr()
-    with pytest.raises(RuntimeError, match="expected other of batch 3, but got size"):
+    with pytest.raises(RuntimeError, match=r"expected other of batch 3, but got size"):
         compiled(inputs[0], random(2, 5, 4, 5), inputs[2])
 
 
@@ -176,10 +176,10 @@ def test_compiled_keeps_its_weights_until_refreshed(model: nn.Module, compiled: 
     assert torch.equal(compiled(image), before)
     compiled.refresh(model)
     check(compiled, model, image)
-    with pytest.raises(RuntimeError, match="evaluation mode"):
+    with pytest.raises(RuntimeError, match=r"evaluation mode"):
         compiled.refresh(copy.deepcopy(model).train())
     other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
-    with pytest.raises(RuntimeError, match="of the structure that was compiled"):
+    with pytest.raises(RuntimeError, match=r"of the structure that was compiled"):
         compiled.refresh(other)
     check(compiled, model, image)
 

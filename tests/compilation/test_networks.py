@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from compiling import compile_and_check
+from torch import nn
 from torchvision_shim import torchvision
 
 from fastcnn import models
@@ -15,8 +16,8 @@ from fastcnn import models
 OURS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "lenet": ("lenet", 28, {}),
     "lenet_bn": ("lenet_bn", 28, {}),
-    "alexnet": ("alexnet", 64, {"padding": 1, "hidden_layers": 1}),
-    "vgg11": ("vgg11", 32, {"width_divisor": 8, "hidden_units": 64}),
+    "alexnet": ("alexnet", 224, {"hidden_layers": 1}),
+    "vgg11": ("vgg11", 224, {"width_divisor": 8, "hidden_units": 64}),
     "nin": ("nin", 67, {}),
     "googlenet": ("googlenet", 64, {}),
     "resnet18": ("resnet18", 32, {}),
@@ -24,18 +25,16 @@ OURS: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("layers", ["fastcnn", "torch"])
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize(
+    ("name", "layers"), [*((name, "fastcnn") for name in OURS), ("lenet_bn", "torch"), ("densenet", "torch")]
+)
 def test_network_compiled_is_the_network(name: str, layers: str) -> None:
     network, size, arguments = OURS[name]
     torch.manual_seed(0)
-    example = torch.zeros(1, 1, size, size)
     model = models.build(network, layers=layers, **arguments)
-    with torch.no_grad():
-        model.eval()(example)  # gives lazy layers their sizes
-    report = compile_and_check(models.initialize(model), 1, size, size, batches=(1, 3)).report()
+    report = compile_and_check(models.initialize(model), 1, size, size, batches=(2,)).report()
     assert report.aten == {}
-    assert not any("scale_shift" in step for step in report.steps) or name == "densenet"
+    assert name == "densenet" or not any("scale_shift" in step for step in report.steps)
 
 
 # Name, pixels, arguments, and the operators that stay torch's.
@@ -56,12 +55,16 @@ def test_torchvision_network_compiled_is_the_network(name: str) -> None:
     size, arguments, aten = TORCHVISION[name]
     torch.manual_seed(0)
     model = getattr(torchvision.models, name)(**arguments)
+    if name == "vgg11_bn":  # a hundred million weights fewer, at the same place
+        model.classifier = nn.Sequential(
+            nn.Linear(512 * 7 * 7, 8), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(8, 5)
+        )
     report = compile_and_check(model, 3, size, size, batches=(1, 3)).report()
     names = {op.split(".")[1] for op in report.aten}
     assert aten <= names if aten else not names, names
 
 
-@pytest.mark.parametrize("name", ["regnetx_002", "ghostnet_050"])
+@pytest.mark.parametrize("name", ["regnetx_002", "resnet10t"])
 def test_timm_network_compiled_is_the_network(name: str) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)

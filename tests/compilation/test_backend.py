@@ -1,0 +1,86 @@
+"""torch.compile(model, backend="fastcnn")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from compiling import check_value, exact, prepare, random
+from torch import Tensor, nn
+
+from fastcnn.compilation.backend import fastcnn as backend
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(120, 5)))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_backend_runs_any_batch(model: nn.Module, mode: type) -> None:
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    for batch in (1, 3, 8, 5):
+        image = random(batch, 3, 7, 8, seed=batch)
+        with mode():
+            output = compiled(image).clone()
+        check_value(output, exact(model, image))
+
+
+def test_backend_freezes_the_weights(model: nn.Module) -> None:
+    compiled, image = torch.compile(model, backend=backend), random(3, 3, 7, 8)
+    with torch.no_grad():
+        before = compiled(image)
+        model[0].weight.mul_(2)
+        assert torch.equal(compiled(image), before)
+        torch._dynamo.reset()
+        check_value(compiled(image), exact(model, image))
+
+
+def test_backend_refuses_gradients(model: nn.Module) -> None:
+    compiled = torch.compile(model, backend=backend)
+    with pytest.raises(RuntimeError, match=r"for inference, and has no gradients; call .* under torch.no_grad\(\)"):
+        compiled(random(2, 3, 7, 8))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    check_value(compiled(random(2, 3, 7, 8)), exact(model, random(2, 3, 7, 8)))
+
+
+def test_backend_refuses_training_mode(model: nn.Module) -> None:
+    before = model[1].running_mean.clone()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="in training mode"):
+        torch.compile(model.train(), backend=backend)(random(2, 3, 7, 8))
+    assert torch.equal(model[1].running_mean, before)
+
+
+def test_backend_takes_graphs_in_parts(model: nn.Module) -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.model = nn.Conv2d(3, 3, 3, padding=1), model
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            torch._dynamo.graph_break()
+            return self.model(x)
+
+    broken = Broken().eval()
+    with torch.no_grad():
+        image = random(2, 3, 7, 8)
+        check_value(torch.compile(broken, backend=backend)(image), exact(broken, image))
+
+
+def test_backend_is_found_by_its_name() -> None:
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    module, function = backend.__module__, backend.__name__
+    entry = f'[project.entry-points.torch_dynamo_backends]\nfastcnn = "{module}:{function}"'
+    assert entry in project.read_text()
