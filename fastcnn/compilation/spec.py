@@ -141,6 +141,7 @@ class _Check:
         _expect(isinstance(document["segments"], list), "its segments")
         for segment in document["segments"]:
             self._plan(segment) if "plan" in segment else self._op(segment)
+        _expect(len(self.filled) == document["slots"], "its number of slots")
         self._read(document["outputs"])
         _structure_numbers(document["structure"], len(document["outputs"]), depth=0)
 

@@ -56,9 +56,7 @@ def test_torchvision_network_compiled_is_the_network(name: str) -> None:
     torch.manual_seed(0)
     model = getattr(torchvision.models, name)(**arguments)
     if name == "vgg11_bn":  # a hundred million weights fewer, at the same place
-        model.classifier = nn.Sequential(
-            nn.Linear(512 * 7 * 7, 8), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(8, 5)
-        )
+        model.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 5))
     report = compile_and_check(model, 3, size, size, batches=(1, 3)).report()
     names = {op.split(".")[1] for op in report.aten}
     assert aten <= names if aten else not names, names

@@ -150,8 +150,7 @@ def test_assign_offsets_keeps_what_lives_together_apart() -> None:
 
 
 def test_arena_of_a_chain_holds_two_of_its_values() -> None:
-    model = nn.Sequential(
-        *(layer for _ in range(6) for layer in (conv(16), nn.ReLU())), nn.Flatten(), nn.Linear(480, 2)
-    )
+    convs = [layer for _ in range(6) for layer in (conv(16), nn.ReLU())]
+    model = nn.Sequential(*convs, nn.Flatten(), nn.Linear(480, 2))
     report = compile_and_check(model, 16, 5, 6).report()
     assert report.image_bytes == 2 * 4 * 16 * 30
