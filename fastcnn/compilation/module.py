@@ -112,7 +112,7 @@ class CompiledModule(nn.Module):
     """
 
     def __init__(self, program: Program) -> None:
-        """Prepares a program to run, one that build made or that has been checked; RuntimeError where a plan is wrong."""
+        """Prepares a program that build made or validate has checked; RuntimeError where a plan is wrong."""
         super().__init__()
         self.training = False
         self._install(program)
