@@ -14,19 +14,17 @@ from fastcnn.nn import __all__ as _layers  # noqa: E402
 __version__: str = _library.build_info()["fastcnn_version"]
 
 __all__ = [
-    *(
-        "backends",
-        "compile",
-        "convert",
-        "data",
-        "explain",
-        "load",
-        "models",
-        "nn",
-        "ops",
-        "reference",
-        "revert",
-        "train",
-    ),
+    "backends",
+    "compile",
+    "convert",
+    "data",
+    "explain",
+    "load",
+    "models",
+    "nn",
+    "ops",
+    "reference",
+    "revert",
+    "train",
     *_layers,
 ]
