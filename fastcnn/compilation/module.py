@@ -112,13 +112,12 @@ class CompiledModule(nn.Module):
     """
 
     def __init__(self, program: Program) -> None:
-        """Prepares a program to run; ValueError or RuntimeError where it is not well formed."""
+        """Prepares a program that build made or validate has checked; RuntimeError where a plan is wrong."""
         super().__init__()
         self.training = False
         self._install(program)
 
     def _install(self, program: Program) -> None:
-        spec.validate(program)
         executable = _Executable(program)
         self._executable = executable  # one assignment: calls that run meanwhile keep what they began with
 

@@ -49,7 +49,13 @@ _OWN = "adaptive_avg_pool2d avg_pool2d batch_norm_infer concat conv2d dense_bloc
 
 PURE_OPS = frozenset(
     [f"aten.{name}.{overload}" for overload, names in _NAMES.items() for name in names.split()]
-    + ["aten.chunk.default", "aten.split_with_sizes.default", "aten.narrow.default", "aten.unflatten.int"]
+    + [
+        "aten.chunk.default",
+        "aten.split_with_sizes.default",
+        "aten.narrow.default",
+        "aten.unflatten.int",
+        "aten.to.dtype",
+    ]
     + [f"fastcnn.{name}.default" for name in _OWN.split()]
     + list(_SYMBOLIC)
 )
