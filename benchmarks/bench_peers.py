@@ -11,10 +11,7 @@ much its resident memory grew.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +21,7 @@ import peers
 import peers_report
 import torch
 import typer
+from apart import resident_bytes, run_apart
 from torch import Tensor
 
 PAUSE_SECONDS = 0.05  # pools that spin for work give up within a few milliseconds
@@ -90,30 +88,22 @@ def measure(network: str, batch: int, threads: int, folder: Path) -> list[dict[s
 def _apart(row: dict[str, Any], onnx: Path) -> dict[str, Any]:
     """A peer in a process of its own: the median, and the growth of its resident memory in MB."""
     case = json.dumps([row["peer"], row["network"], row["batch"], row["threads"], str(onnx)])
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-    command = [sys.executable, __file__, "--alone", case]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = run_apart(__file__, "--alone", case)
     if done.returncode != 0:
         return {}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def peak_resident() -> int:
-    """The most resident memory of this process so far, in bytes; getrusage's counts what its parent had, too."""
-    line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM:"))
-    return 1024 * int(line.split()[1])
-
-
 def _alone(case: str) -> None:
     name, network, batch, threads, onnx = json.loads(case)
     images = peers.images(network, batch)
     with peers.threads_of_torch(threads):
-        before = peak_resident()
+        before = resident_bytes()
         peer = peers.build(name, network, batch, threads, Path(onnx))
         calls = calls_of(peer, images)
         blocks = [median_ms(peer, images, calls) for _ in range(BLOCKS)]
-    print(json.dumps({"alone_ms": statistics.median(blocks), "MB": (peak_resident() - before) / 1e6}))
+    print(json.dumps({"alone_ms": statistics.median(blocks), "MB": (resident_bytes() - before) / 1e6}))
 
 
 def _list(text: str) -> list[str]:

@@ -13,15 +13,12 @@ everything.
 from __future__ import annotations
 
 import json
-import os
-import resource
-import subprocess
-import sys
 from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 import typer
+from apart import resident_bytes, run_apart
 from layers import ARGUMENTS, NETWORKS
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -30,11 +27,6 @@ from fastcnn import models
 from fastcnn._machine import cpu_name
 
 MEGABYTE = 1e6
-
-
-def resident_bytes() -> int:
-    """The largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def held_bytes(network: nn.Module, *tensors: torch.Tensor) -> int:
@@ -74,10 +66,8 @@ def measure(name: str, layers: str, batch: int, threads: int) -> dict[str, float
 
 def measure_apart(name: str, layers: str, batch: int, threads: int) -> dict[str, float]:
     """`measure` in a process of its own, whose resident memory nobody has raised before."""
-    command = [sys.executable, __file__, name, "--layers", layers, "--batch", str(batch), "--threads", str(threads)]
-    # The script finds its neighbours in its own folder, which a safe path leaves out.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    done = run_apart(__file__, name, "--layers", layers, "--batch", str(batch), "--threads", str(threads))
+    done.check_returncode()
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 

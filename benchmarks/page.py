@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,11 @@ STYLE = (
     "<style>body{font-family:sans-serif;margin:2em}td,th{padding:2px 8px;text-align:right}"
     "tr:nth-child(even){background:#f3f3f3}</style>"
 )
+
+
+def folder_name(*words: str) -> str:
+    """Words as the name of a report's folder."""
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
 
 
 @dataclass(frozen=True)

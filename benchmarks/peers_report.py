@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import torch
 from matplotlib import pyplot as plt
-from page import Page, Report
+from page import Page, Report, folder_name
 
 from fastcnn import _library
-from fastcnn._machine import cpu_name
+from fastcnn._machine import cpu_name, version_of
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
 OURS = "fastcnn "  # our ways begin with it
@@ -120,21 +118,14 @@ def _plot(rows: list[Row], path: Path) -> None:
     plt.close(figure)
 
 
-def _version(package: str) -> str:
-    try:
-        return f"{package} {metadata.version(package)}"
-    except metadata.PackageNotFoundError:
-        return f"{package} not installed"
-
-
 def write(rows: list[Row], out: Path) -> Path:
     """Writes the report's folder under `out`, and returns it."""
     mpl.use("Agg")
     kernels = _library.load().fastcnn_cpu_capability().decode()
-    folder = out / (re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()} {kernels}".lower()).strip("-") + "-peers")
+    folder = out / folder_name(cpu_name(), kernels, "peers")
     folder.mkdir(parents=True, exist_ok=True)
     _plot(rows, folder / "speed.png")
-    versions = ", ".join(map(_version, ("torchvision", "onnxruntime", "openvino")))
+    versions = ", ".join(f"{name} {version_of(name)}" for name in ("torchvision", "onnxruntime", "openvino"))
     Report(
         title=f"{cpu_name()}, {kernels}: inference against other ways to run a network",
         headline=f"{cpu_name()}, fastcnn kernels {kernels}, torch {torch.__version__} "

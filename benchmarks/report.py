@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import statistics
 import sys
 import time
@@ -20,7 +19,7 @@ import targets
 import torch
 import typer
 from matplotlib import pyplot as plt
-from page import Page, Report
+from page import Page, Report, folder_name
 from rich.console import Console
 from rich.table import Table
 
@@ -240,7 +239,7 @@ def main(measured: Path, out: Path = DOCS) -> None:
     machine = data["machine_info"]["fastcnn"]
     rows = [b["extra_info"] for b in data["benchmarks"] if "pass" in b["extra_info"]]
     dtype = "" if machine["dtype"] == "float32" else machine["dtype"]
-    name = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['capability']} {dtype}".lower()).strip("-")
+    name = folder_name(machine["cpu"], machine["capability"], dtype)
     write(rows, machine, out / name)
     print(f"wrote {out / name}")
 

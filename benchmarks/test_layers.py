@@ -15,7 +15,7 @@ from timing import Interleaved
 from torch import Tensor
 
 import fastcnn
-from fastcnn import _library
+from fastcnn.explanation.reasons import recorded
 
 TOLERANCE = 1e-4  # of the largest value: both sides round differently; a wrong kernel is off by far more
 ROUNDINGS = 2.5  # of the result's dtype, where that is a half type
@@ -36,11 +36,7 @@ def _check(layer: Layer, ours: Tensor, theirs: Tensor) -> None:
 
 
 def _kernels_of(call: Callable[[], Any]) -> str:
-    library = _library.load()
-    library.fastcnn_record_kernels(1)
-    call()
-    library.fastcnn_record_kernels(0)
-    return ", ".join(library.fastcnn_recorded_kernels().decode().split())
+    return ", ".join(recorded(call))
 
 
 def _id(value: Any) -> str:

@@ -1,8 +1,9 @@
-"""Facts about the machine that results are shown with."""
+"""Facts about the machine, and what is installed on it, that results are shown with."""
 
 from __future__ import annotations
 
 import platform
+from importlib import metadata
 from pathlib import Path
 
 
@@ -16,3 +17,11 @@ def cpu_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def version_of(distribution: str) -> str:
+    """Return the version of an installed distribution, or that there is none."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -7,14 +7,13 @@ import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import nn
 
+from fastcnn._machine import version_of
 from fastcnn._torchvision import import_torchvision
 from fastcnn.cli.console import make_console, print_plain
 from fastcnn.cli.errors import UserError
@@ -119,16 +118,9 @@ def _import(module: str) -> ModuleType:
         raise UserError(f"{error.name} is not installed: pip install {error.name}") from error
     except (ImportError, RuntimeError, OSError) as error:
         # torchvision's op library is built for one torch, and registers nothing beside another.
-        versions = f"torchvision {_version('torchvision')} and torch {_version('torch')}"
+        versions = f"torchvision {version_of('torchvision')} and torch {version_of('torch')}"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{package} cannot be imported ({reason}): {versions} are probably not built for each other; "
             "install both from the same index, see pytorch.org"
         ) from error
-
-
-def _version(distribution: str) -> Any:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "(not installed)"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 import fastcnn
 from fastcnn import _library, backends, ops
-from fastcnn._machine import cpu_name
+from fastcnn._machine import cpu_name, version_of
 from fastcnn.cli.console import make_console, make_table, print_plain
 
 CAPABILITY_VARIABLE = "FASTCNN_CPU_CAPABILITY"
@@ -64,7 +63,7 @@ def _environment() -> dict[str, str]:
         "torch running": torch.__version__,
         "CPU": f"{cpu_name()}, {os.cpu_count()} logical",
         "torch uses": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
-        **{name: _version(name) for name in ("numpy", "torchvision", "mlxtend", "matplotlib")},
+        **{name: version_of(name) for name in ("numpy", "torchvision", "mlxtend", "matplotlib")},
     }
 
 
@@ -90,10 +89,3 @@ def _capability() -> str:
 
 def _has_kernel(op: str, key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastcnn::{op}", key)
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "not installed"

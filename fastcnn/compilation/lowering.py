@@ -169,6 +169,15 @@ def _dense_block(build: Builder, given: Arguments, output: Value) -> Value | Non
     return output
 
 
+def _windows(given: Arguments) -> dict[str, Any]:
+    return {
+        "kernel": pair(given["kernel_size"]),
+        "stride": pair(given["stride"] or given["kernel_size"]),
+        "padding": pair(given["padding"]),
+        "ceil_mode": int(given["ceil_mode"]),
+    }
+
+
 def _max_pool2d(build: Builder, given: Arguments, output: Value) -> Value | None:
     source: Any = given["self"] if "self" in given else given["input"]
     if not (is_image(source) and is_image(output)):
@@ -177,11 +186,8 @@ def _max_pool2d(build: Builder, given: Arguments, output: Value) -> Value | None
         "max_pool2d",
         [source],
         output,
-        kernel=pair(given["kernel_size"]),
-        stride=pair(given["stride"] or given["kernel_size"]),
-        padding=pair(given["padding"]),
+        **_windows(given),
         dilation=pair(given["dilation"]),
-        ceil_mode=int(given["ceil_mode"]),
     )
 
 
@@ -193,10 +199,7 @@ def _avg_pool2d(build: Builder, given: Arguments, output: Value) -> Value | None
         "avg_pool2d",
         [source],
         output,
-        kernel=pair(given["kernel_size"]),
-        stride=pair(given["stride"] or given["kernel_size"]),
-        padding=pair(given["padding"]),
-        ceil_mode=int(given["ceil_mode"]),
+        **_windows(given),
         count_include_pad=int(given["count_include_pad"]),
         divisor=given["divisor_override"] or 0,
     )

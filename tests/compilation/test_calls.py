@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
-import threading
 from typing import Any
 
 import pytest
 import torch
 from compiling import check, check_value, compile_and_check, exact, prepare, random
 from conditions import LAYOUTS, with_layout
+from threads import run_in_threads
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -212,11 +212,7 @@ def test_compiled_runs_from_several_threads_at_once(model: nn.Module, compiled: 
             if not torch.equal(compiled(images[index]), expected[index]):
                 wrong.append(index)
 
-    threads = [threading.Thread(target=call, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_in_threads(call, 4)
     assert not wrong
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import threading
 from typing import Any
 
 import pytest
 import torch
 from compiling import prepare, random
+from threads import run_in_threads
 from torch import Tensor, nn
 
 import fastcnn
@@ -83,11 +83,7 @@ def test_plan_of_a_network_runs_in_several_threads_at_once() -> None:
         for _ in range(5):
             found[place] = compiled(batches[place])
 
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(batches))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_in_threads(run, len(batches))
     assert all(torch.equal(got, want) for got, want in zip(found, expected, strict=True) if got is not None)
     assert None not in found
 

@@ -27,6 +27,7 @@ from plans import (
     PlanBuilder,
     activate,
 )
+from threads import run_in_threads
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -331,24 +332,16 @@ def test_output_may_be_written_in_parts() -> None:
 
 def test_threads_may_share_a_plan() -> None:
     plan, reference = _concat_net()
-    made, errors = plan.make(), []
+    made = plan.make()
 
     def work(seed: int) -> None:
         torch.set_num_threads(2)
         generator = torch.Generator().manual_seed(seed)
         for batch in (1, 4, 2, 3):
             x = torch.randn(batch, 3, 12, 10, generator=generator)
-            try:
-                _check(made, [x], reference(x), 4000)
-            except Exception as error:  # what a thread raises is lost otherwise
-                errors.append(error)
+            _check(made, [x], reference(x), 4000)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    run_in_threads(work, 6)
 
 
 def test_plan_runs_within_a_parallel_region() -> None:
