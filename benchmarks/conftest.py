@@ -97,14 +97,20 @@ def budget(request: pytest.FixtureRequest) -> float:
     return float(request.config.getoption("--budget"))
 
 
+def _machine(config: pytest.Config) -> dict[str, Any]:
+    """What the report says of the machine; measured once."""
+    if MACHINE not in config.stash:
+        threads, dtype = _numbers(config, "--threads"), str(config.getoption("--dtype"))
+        config.stash[MACHINE] = report.describe_machine(threads, dtype)
+    return config.stash[MACHINE]
+
+
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info["fastcnn"] = config.stash[MACHINE] = report.describe_machine(
-        _numbers(config, "--threads"), str(config.getoption("--dtype"))
-    )
+    machine_info["fastcnn"] = _machine(config)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     session = getattr(config, "_benchmarksession", None)
     rows = [b.extra_info for b in session.benchmarks if "pass" in b.extra_info] if session else []
     if rows:
-        report.print_tables(rows, config.stash[MACHINE])
+        report.print_tables(rows, _machine(config))
