@@ -15,6 +15,10 @@ from types import ModuleType
 
 OPS = [
     "concat",
+    "conv2d_gemm",
+    "conv2d_depthwise",
+    "conv2d_direct",
+    "conv2d_sums",
 ]
 
 

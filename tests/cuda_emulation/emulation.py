@@ -26,7 +26,7 @@ SOURCES = HERE.parents[1] / "csrc"
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 # Small tensors are to take the paths of large ones too.
-BOUNDS = ["-DFASTCNN_MAX_SMALL_INDEX=2000", "-DFASTCNN_MAX_GRID=7"]
+BOUNDS = ["-DFASTCNN_MAX_SMALL_INDEX=2000", "-DFASTCNN_MAX_GRID=7", "-DFASTCNN_MAX_POSITIONS=120"]
 BUILDS = {  # flags of kernels, of the emulator, and to link kernels
     "checked": (["-fsanitize=thread"], [], ["-Wl,--wrap=memcpy,--wrap=memmove,--wrap=memset"]),
     "address": (
