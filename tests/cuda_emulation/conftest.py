@@ -1,0 +1,13 @@
+"""The emulator, whose compiled libraries serve all tests of a session."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from emulation import Emulator
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+    return Emulator(tmp_path_factory.mktemp("emulation"), os.environ.get("FASTCNN_EMULATION_BUILD", "checked"))
