@@ -13,7 +13,6 @@ constexpr int kMaxThreadsX = 32;     // units: threads enough are left for the r
 constexpr int kReduceThreadsX = 8;   // channels whose tiles' sums a block adds up: 64 bytes of double
 constexpr int64_t kApplyRows = 8;    // a thread's rows, which share what belongs to their channels
 constexpr int64_t kReduceRows = 16;  // at least: fewer, and the block's own sums are as much work
-constexpr int64_t kMaxTiles = 512;   // more, and adding them up takes as long as making them
 
 template <typename C>
 __device__ inline C value_of(const ChannelValues& values, int64_t channel, C missing) {

@@ -17,8 +17,8 @@ __device__ inline PoolAxis col_axis(const Pool2dGeometry& g) {
 
 __device__ inline int64_t divide_up(int64_t a, int64_t b) { return b == 1 ? a : (a + b - 1) / b; }
 
-// One window, cut to the image: its taps lie at begin, begin + dilation, ..., `count` of them, and the first one is tap
-// `tap` of the whole window.
+// One window, cut to the image: its taps lie at begin, begin + dilation, ..., `count` of them, none where it is
+// negative (dilation and ceil_mode leave such windows), and the first one is tap `tap` of the whole window.
 struct PoolWindow {
   int64_t begin, count, tap;
 };
@@ -26,7 +26,6 @@ __device__ inline PoolWindow regular_window(const PoolAxis& a, int64_t i) {
   const int64_t start = i * a.stride - a.pad;
   const int64_t tap = start < 0 ? divide_up(-start, a.dilation) : 0;
   const int64_t begin = start + tap * a.dilation;
-  if (begin >= a.in) return {begin, 0, tap};
   const int64_t inside = divide_up(a.in - begin, a.dilation), taps = a.kernel - tap;
   return {begin, taps < inside ? taps : inside, tap};
 }

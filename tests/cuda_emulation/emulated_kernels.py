@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from types import ModuleType
 
 OPS = [
+    "avg_pool2d",
     "concat",
+    "max_pool2d",
 ]
 
 
