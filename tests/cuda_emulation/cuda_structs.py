@@ -48,6 +48,7 @@ def fill(struct: type[ctypes.Structure], values: dict[str, Any]) -> Any:
     if unknown := set(values) - set(types):
         raise TypeError(f"{struct.__name__} has no {sorted(unknown)}, but {sorted(types)}")
     result = struct()
+    result.alive = values  # while the struct is
     for name, value in values.items():
         kind = types[name]
         if isinstance(value, dict):
@@ -56,6 +57,8 @@ def fill(struct: type[ctypes.Structure], values: dict[str, Any]) -> Any:
             value = value.data_ptr()
         elif isinstance(value, torch.dtype):
             value = DTYPES[value]
+        elif isinstance(value, bytes):
+            value = ctypes.cast(value, ctypes.c_void_p).value
         elif isinstance(value, Sequence):
             items = [fill(kind._type_, item) if isinstance(item, dict) else item for item in value]
             value = kind(*(item.data_ptr() if isinstance(item, torch.Tensor) else item for item in items))

@@ -1,4 +1,4 @@
-"""concat's kernel: runs of any number of tensors joined in every row, in the widest unit that sizes and addresses allow."""
+"""concat's kernel: runs of tensors joined in every row, in the widest unit that sizes and addresses allow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-
 from emulated_kernels import Kernel, Mutation
 from emulation import Emulator, Launch
 
@@ -66,14 +65,11 @@ def check(emulator: Emulator, c: Configuration) -> list[Launch]:
     sources = [torch.randint(0, 256, (c.rows, n), dtype=torch.uint8) for n in run_bytes]
     inputs = [emulator.tensor(source, offset=c.offset) for source in sources]
     output = emulator.empty((c.rows, sum(run_bytes)), torch.uint8)
-    places = [sum(run_bytes[:i]) for i in range(len(run_bytes))]
-    parts = [
-        {"data": data, "run_bytes": n, "offset": place}
-        for data, n, place in zip(inputs, run_bytes, places, strict=True)
-    ]
-    args = library.struct(
-        "ConcatArgs", output=output, rows=c.rows, row_bytes=sum(run_bytes), count=len(inputs), inputs=parts
-    )
+    parts, place = [], 0
+    for data, n in zip(inputs, run_bytes, strict=True):
+        parts.append({"data": data, "run_bytes": n, "offset": place})
+        place += n
+    args = library.struct("ConcatArgs", output=output, rows=c.rows, row_bytes=place, count=len(inputs), inputs=parts)
     launches = library.launch("launch_concat", args)
     assert torch.equal(output, torch.cat(sources, 1))
     return launches

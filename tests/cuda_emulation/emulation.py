@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import cuda_structs
+import torch
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "csrc"
 COMPILER = os.environ.get("CXX", "g++")
-FLAGS = ["-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+FLAGS = ["-std=c++20", "-gdwarf-4", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 # Small tensors are to take the paths of large ones too.
 BOUNDS = ["-DFASTCNN_MAX_SMALL_INDEX=2000", "-DFASTCNN_MAX_GRID=7", "-DFASTCNN_MAX_POSITIONS=120"]
 BUILDS = {  # flags of kernels, of the emulator, and to link kernels
@@ -162,7 +161,7 @@ class Library:
             kernel = core.emulation_launch(i, geometry).decode()
             self.launches.append(Launch(kernel, tuple(geometry[:3]), tuple(geometry[3:])))
         if failure := core.emulation_failure().decode():
-            raise EmulationError(failure + self._place(core.emulation_failure_place()))
+            raise EmulationError(self._name_shared(failure) + self._place(core.emulation_failure_place()))
         if error != 0:
             raise EmulationError(f"{name} returned cudaError_t {error}")
         return self.launches
@@ -179,7 +178,20 @@ class Library:
             return ""
         base = next(int(line.split("-")[0], 16) for line in _maps() if line.endswith(str(self.path)))
         command = ["addr2line", "-e", str(self.path), "-s", f"{address - base - 1:#x}"]
-        return f" ({subprocess.run(command, capture_output=True, text=True).stdout.strip()})"
+        return f" ({subprocess.run(command, capture_output=True, text=True).stdout.split()[0]})"
+
+    def _name_shared(self, text: str) -> str:
+        """Replace an offset among the library's statics by the variable there, and the offset in it."""
+        return re.sub(r"\(byte (\d+)\)", lambda match: f"({self._variable(int(match[1]))})", text)
+
+    def _variable(self, offset: int) -> str:
+        listing = subprocess.run(["nm", "-S", "-C", self.path], capture_output=True, text=True, check=True).stdout
+        start = int(re.search(r"^(\w+) \w __bss_start$", listing, re.M)[1], 16)  # type: ignore[index]
+        for begin, size, name in re.findall(r"^(\w{16}) (\w{16}) [bBdDVu] .*?(\w+)$", listing, re.M):
+            within = offset - (int(begin, 16) - start)
+            if 0 <= within < int(size, 16):
+                return f"byte {within} of {name}"
+        return "between two variables"
 
 
 def compile_(*arguments: object) -> None:

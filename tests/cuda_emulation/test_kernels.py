@@ -8,10 +8,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import emulated_kernels
 import pytest
 import torch
-
-import emulated_kernels
 from emulated_kernels import Kernel, Mutation
 from emulation import SOURCES, EmulationError, Emulator
 
@@ -24,13 +23,9 @@ def configurations(op: str) -> Iterator[object]:
 
 
 def test_kernels_listed_are_all_global_functions_of_the_sources() -> None:
-    written = {
-        (name, path.name)
-        for path in CUDA.glob("*.cuh")
-        for name in re.findall(
-            r"__global__[\w\s()]*?\bvoid\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(", path.read_text()
-        )
-    }
+    declaration = re.compile(r"__global__[\w\s()]*?\bvoid\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(")
+    files = CUDA.glob("*.cuh")
+    written = {(name, path.name) for path in files for name in declaration.findall(path.read_text())}
     assert written == {(kernel.name, kernel.file) for kernel in emulated_kernels.kernels().values()}
     assert all(name.endswith("_kernel") for name, _ in written)
     assert all(kernel.mutations for kernel in emulated_kernels.kernels().values())

@@ -1,0 +1,18 @@
+// A ReLU's mask, one bit an element: byte channel / 8 of its row, bit channel % 8.
+#pragma once
+#include "lanes.cuh"
+
+namespace fastcnn::cuda {
+
+constexpr int kUnit = 8;  // channels of a thread: a byte of the mask, and whole vectors of every type
+
+// The byte of the first `count` values of a ReLU's output: set above zero and for NaN, as torch passes the gradient.
+template <typename C>
+__device__ inline uint8_t passing_bits(const C (&values)[kUnit], int64_t count) {
+  unsigned bits = 0;
+#pragma unroll
+  for (int i = 0; i < kUnit; ++i) bits |= (i < count && !(values[i] <= 0) ? 1u : 0u) << i;
+  return static_cast<uint8_t>(bits);
+}
+
+}  // namespace fastcnn::cuda
