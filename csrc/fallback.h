@@ -25,15 +25,14 @@ FASTCNN_SHARED std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_
 
 FASTCNN_SHARED at::Tensor concat(at::TensorList tensors, int64_t dim);
 
-at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                  at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                  std::optional<std::string_view> activation);
+FASTCNN_SHARED at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight,
+                                 const std::optional<at::Tensor>& bias, at::IntArrayRef stride, at::IntArrayRef padding,
+                                 at::IntArrayRef dilation, int64_t groups, std::optional<std::string_view> activation);
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input,
-                                                               const at::Tensor& weight, at::IntArrayRef stride,
-                                                               at::IntArrayRef padding, at::IntArrayRef dilation,
-                                                               int64_t groups, std::array<bool, 3> output_mask,
-                                                               const std::optional<at::Tensor>& activated);
+FASTCNN_SHARED std::tuple<at::Tensor, at::Tensor, at::Tensor> conv2d_backward(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef stride,
+    at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, std::array<bool, 3> output_mask,
+    const std::optional<at::Tensor>& activated);
 
 FASTCNN_SHARED at::Tensor max_pool2d(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                                      at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode);

@@ -12,13 +12,15 @@
 
 namespace fastcnn::checks {
 
-Conv2dGeometry conv2d(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                      at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
+FASTCNN_SHARED Conv2dGeometry conv2d(const at::Tensor& input, const at::Tensor& weight,
+                                     const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
+                                     at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
 
 // conv2d's checks, and that grad_output has the output's shape and the ReLU's mask as many bits.
-Conv2dGeometry conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
-                               at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                               int64_t groups, const std::optional<at::Tensor>& activated);
+FASTCNN_SHARED Conv2dGeometry conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                              const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
+                                              at::IntArrayRef dilation, int64_t groups,
+                                              const std::optional<at::Tensor>& activated);
 
 // What a concatenation writes. Empty tensors of shape [0] are skipped, as torch.cat does. In memory the output is
 // `rows` rows; each tensor gives every row one run, of its size in `dim` times `inner` elements.
@@ -53,7 +55,7 @@ std::vector<int64_t> dense_block(const at::Tensor& input, bool is_output, at::Te
                                  at::ArrayRef<double> eps);
 
 // True for 'relu', false for none; anything else is an error.
-bool relu_activation(const char* op, std::optional<std::string_view> activation);
+FASTCNN_SHARED bool relu_activation(const char* op, std::optional<std::string_view> activation);
 
 // --- pooling: the geometry of [n, c, h, w] images, with stride the window's size where it is left out ---
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "../common/geometry.h"
@@ -28,5 +29,18 @@ struct Conv2dArgs {
   // out_channels, kernel_h, kernel_w, in_channels / groups].
   void* result;
 };
+
+// Whether a geometry's indices have room in the kernels, which count one image's positions, one window's terms and one
+// row of weights in 32 bits. Whole tensors may be larger.
+inline bool conv2d_covers(const Conv2dGeometry& g) {
+  constexpr int64_t kMost = int64_t{1} << 30;
+  const auto fits = [](int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+    return in + 2 * pad < kMost && out < kMost && kernel < kMost && stride < kMost && dilation < kMost;
+  };
+  return fits(g.in_h, g.out_h, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h) &&
+         fits(g.in_w, g.out_w, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w) && g.in_h * g.in_w < kMost &&
+         g.out_h * g.out_w < kMost && g.in_channels < kMost && g.out_channels < kMost &&
+         g.kernel_h * g.kernel_w < kMost && g.kernel_h * g.kernel_w * std::max(g.group_in(), g.group_out()) < kMost;
+}
 
 }  // namespace fastcnn::cuda

@@ -61,12 +61,11 @@ __global__ __launch_bounds__(kSumsThreads) void conv2d_grad_output_kernel(const 
   }
 }
 
-constexpr int kPartsColumns = 32;
-constexpr int kPartsSlices = 8;
+constexpr int kPartsThreads = 256, kPartsColumns = 32, kPartsSlices = kPartsThreads / kPartsColumns;
 
 // A block's threads are slices of the parts by columns of the sums.
 template <typename T>
-__global__ __launch_bounds__(kPartsColumns* kPartsSlices) void conv2d_sum_parts_kernel(const Conv2dSumPartsArgs a) {
+__global__ __launch_bounds__(kPartsThreads) void conv2d_sum_parts_kernel(const Conv2dSumPartsArgs a) {
   __shared__ Compute<T> shared[kPartsSlices][kPartsColumns];
   const int column = threadIdx.x % kPartsColumns, slice = threadIdx.x / kPartsColumns;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kPartsColumns + column;

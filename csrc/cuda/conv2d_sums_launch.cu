@@ -38,8 +38,7 @@ cudaError_t launch_conv2d_grad_output(const Conv2dGradOutputArgs& args, cudaStre
 cudaError_t launch_conv2d_sum_parts(const Conv2dSumPartsArgs& args, cudaStream_t stream) {
   const unsigned blocks = static_cast<unsigned>((args.size + kPartsColumns - 1) / kPartsColumns);
   return with_element(args.dtype, [&]<typename T>() {
-    return launch("conv2d_sum_parts_kernel", conv2d_sum_parts_kernel<T>, blocks, kPartsColumns * kPartsSlices, stream,
-                  args);
+    return launch("conv2d_sum_parts_kernel", conv2d_sum_parts_kernel<T>, blocks, kPartsThreads, stream, args);
   });
 }
 
