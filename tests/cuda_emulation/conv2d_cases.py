@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from conditions import relative_error, tolerance
-
 from emulation import Emulator, Launch
 
 PASSES = ("forward", "grad_input", "grad_weight")  # enum Conv2dPass
@@ -69,9 +68,7 @@ def draw_window(rng: random.Random, largest: int) -> dict[str, Any]:
     stride = (rng.choice([1, 1, 1, 2, 3]), rng.choice([1, 1, 1, 2, 4]))
     dilation = (rng.choice([1, 1, 1, 2]), rng.choice([1, 1, 1, 2, 3]))
     padding = (rng.randint(0, 2), rng.randint(0, 2))
-    size = tuple(
-        max(rng.randint(1, largest), dilation[d] * (kernel[d] - 1) + 1 - 2 * padding[d]) for d in (0, 1)
-    )
+    size = tuple(max(rng.randint(1, largest), dilation[d] * (kernel[d] - 1) + 1 - 2 * padding[d]) for d in (0, 1))
     return dict(kernel=kernel, stride=stride, dilation=dilation, padding=padding, size=size)
 
 
@@ -104,9 +101,7 @@ def run(emulator: Emulator, algorithm: str, case: Case) -> list[Launch]:
     relu = case.relu and case.which == "forward"
     tensors = {"input": input, "weight": weight, "grad_output": grad}
     unread = {"forward": "grad_output", "grad_input": "input", "grad_weight": "weight"}[case.which]
-    given = {
-        name: emulator.tensor(t, offset=case.offset, name=name) for name, t in tensors.items() if name != unread
-    }
+    given = {name: emulator.tensor(t, offset=case.offset, name=name) for name, t in tensors.items() if name != unread}
     if bias is not None:
         given["bias"] = emulator.tensor(bias, offset=case.offset, name="bias")
     fields = dict(dtype=case.dtype, geometry=case.geometry, capability=case.capability, tf32=case.tf32, relu=relu)

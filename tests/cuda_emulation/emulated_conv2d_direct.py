@@ -6,12 +6,50 @@ import random
 from collections.abc import Iterator
 
 from conv2d_cases import PASSES, Case, draw_rest, draw_window, run
-from emulated_kernels import Kernel
+from emulated_kernels import Kernel, Mutation
 from emulation import Emulator, Launch
 
 KERNELS = [
-    Kernel("conv2d_direct_kernel", "conv2d_direct.cuh", []),
-    Kernel("conv2d_direct_grad_weight_kernel", "conv2d_direct.cuh", []),
+    Kernel(
+        "conv2d_direct_kernel",
+        "conv2d_direct.cuh",
+        [
+            Mutation("bounds", "const bool inside = is_inside(y, h.image) &&", "const bool inside ="),
+            Mutation("index", "min(0, (h.taps - 1) * h.tap_step)", "0"),
+            Mutation("race", "__syncthreads();\n    load_patch(p, t, h, w, image", "load_patch(p, t, h, w, image"),
+            Mutation(
+                "unwritten", "__syncthreads();\n      for (int d = 0; d < count; ++d)", "for (int d = 0; d < count; ++d)"
+            ),
+            Mutation("race", "__syncthreads();\n      for (int d = staged_depth", "for (int d = staged_depth"),
+            Mutation("barrier", "if (t.n >= p.batch) return;", "if (t.n >= p.batch || threadIdx.x == 127) return;"),
+            Mutation("index", "(quad.group - first_group) * p.chunk", "0"),
+            Mutation("arithmetic", "staged.add(kDirectThreads / block_lanes", "staged.add(1"),
+            Mutation("index", "if (y >= t.rows || x >= t.columns) continue;", ""),
+            Mutation(
+                "unwritten",
+                "h_.size(c.tile_h)), p.patch_w",
+                "h_.size(c.tile_h)) - 1, p.patch_w",
+                "conv2d_direct_launch.cu",
+            ),
+            Mutation("geometry", "static_cast<unsigned>(plan.blocks);", "0;", "conv2d_direct_launch.cu"),
+        ],
+    ),
+    Kernel(
+        "conv2d_direct_grad_weight_kernel",
+        "conv2d_direct.cuh",
+        [
+            Mutation(
+                "race",
+                "__syncthreads();\n    load_patch(p, t, h, w, static_cast<const T*>(p.input)",
+                "load_patch(p, t, h, w, static_cast<const T*>(p.input)",
+            ),
+            Mutation("unwritten", "__syncthreads();\n    for (int y = 0, x = slice", "for (int y = 0, x = slice"),
+            Mutation("index", "works; x += p.block_slices", "works; x += 1"),
+            Mutation("bounds", "if (row + r < p.kernel_row) static_cast<C*>", "static_cast<C*>"),
+            Mutation("index", "tile < p.patch_tiles; tile += p.parts", "tile < p.patch_tiles; tile += p.parts + 1"),
+            Mutation("index", "p.block_slices + slice) * p.out_channels", "p.block_slices) * p.out_channels"),
+        ],
+    ),
 ]
 
 

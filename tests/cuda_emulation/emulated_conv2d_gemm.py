@@ -7,12 +7,53 @@ from collections.abc import Iterator
 
 import torch
 from conv2d_cases import PASSES, Case, draw_rest, draw_window, run
-from emulated_kernels import Kernel
+from emulated_kernels import Kernel, Mutation
 from emulation import Emulator, Launch
 
 KERNELS = [
-    Kernel("conv2d_gemm_fma_kernel", "conv2d_gemm.cuh", []),
-    Kernel("conv2d_gemm_wmma_kernel", "conv2d_gemm.cuh", []),
+    Kernel(
+        "conv2d_gemm_fma_kernel",
+        "conv2d_gemm.cuh",
+        [
+            Mutation("race", "Tile::put(shared, (step + 1) % 2,", "Tile::put(shared, step % 2,"),
+            Mutation("unwritten", "tile.multiply(shared, step % 2)", "tile.multiply(shared, (step + 1) % 2)"),
+            Mutation("arithmetic", "rows[i / kRun][i % kRun] * columns", "rows[0][i % kRun] * columns"),
+            Mutation(
+                "bounds", "tap.h < b_.h.taps && is_inside(y, b_.h.image)", "tap.h < b_.h.taps", "conv2d_gemm_tiles.cuh"
+            ),
+            Mutation(
+                "bounds",
+                "left = pixel < b_.depth_end ? b_.columns - k : 0;",
+                "left = b_.columns - k;",
+                "conv2d_gemm_tiles.cuh",
+            ),
+            Mutation("bounds", "if (i < left) to[i] = from_compute", "to[i] = from_compute", "conv2d_gemm_tiles.cuh"),
+            Mutation(
+                "bounds", "p.in_vectors = has_vectors(args, g.group_in())", "p.in_vectors = true", "conv2d_problem.h"
+            ),
+            Mutation("index", "static_cast<int64_t>(b_.part) * p_.out_channels +", "", "conv2d_gemm_tiles.cuh"),
+            Mutation("index", "kernel_step = a.stride / divisor", "kernel_step = a.stride", "conv2d_window.cuh"),
+            Mutation("arithmetic", "/ divisor + 1;", "/ divisor;", "conv2d_problem.h"),
+            Mutation("arithmetic", "value < 0 ? C(0)", "value > 0 ? C(0)", "conv2d_window.cuh"),
+            Mutation("geometry", "static_cast<unsigned>(made.blocks)", "0u", "conv2d_gemm_launch.cu"),
+        ],
+    ),
+    Kernel(
+        "conv2d_gemm_wmma_kernel",
+        "conv2d_gemm.cuh",
+        [
+            Mutation(
+                "index",
+                "kIsAlongDepth, wmma::row_major, wmma::col_major>",
+                "kIsAlongDepth, wmma::col_major, wmma::row_major>",
+            ),
+            Mutation("index", "threadIdx.x / 32 % 2 * (kFragmentsN", "threadIdx.x / 64 * (kFragmentsN"),
+            Mutation("index", "kAlongRows ? nvcuda::wmma::mem_col_major", "kAlongRows ? nvcuda::wmma::mem_row_major"),
+            Mutation("arithmetic", "round(rows[i]);", ""),
+            Mutation("alignment", "kResultPitch = kFragment + 4", "kResultPitch = kFragment + 2"),
+            Mutation("race", "float* room = shared.result[threadIdx.x / 32];", "float* room = shared.result[0];"),
+        ],
+    ),
 ]
 
 

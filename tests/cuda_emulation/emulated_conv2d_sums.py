@@ -10,12 +10,55 @@ from dataclasses import dataclass
 import torch
 from conditions import relative_error, tolerance
 from conv2d_cases import DTYPES
-from emulated_kernels import Kernel
+from emulated_kernels import Kernel, Mutation
 from emulation import Emulator, Launch
 
 KERNELS = [
-    Kernel("conv2d_grad_output_kernel", "conv2d_sums.cuh", []),
-    Kernel("conv2d_sum_parts_kernel", "conv2d_sums.cuh", []),
+    Kernel(
+        "conv2d_grad_output_kernel",
+        "conv2d_sums.cuh",
+        [
+            Mutation("arithmetic", "(v * kLanes + e) & 1) == 0", "(v * kLanes + e) & 1) != 0"),
+            Mutation("index", "row * mask_row + c / kMaskLanes", "row * mask_row"),
+            Mutation(
+                "bounds",
+                "const int64_t mask_row = (a.channels + kMaskLanes - 1)",
+                "const int64_t mask_row = (a.channels + kMaskLanes)",
+            ),
+            Mutation("unwritten", "sums[e];\n  __syncthreads();", "sums[e];"),
+            Mutation("bounds", "if (first_channel + i >= a.channels) break;", ""),
+            Mutation("index", "row += slices", "row += 2 * slices"),
+            Mutation(
+                "geometry",
+                "static_cast<unsigned>(conv2d_grad_output_parts(args) * p.tiles)",
+                "0",
+                "conv2d_sums_launch.cu",
+            ),
+            Mutation(
+                "bounds", "is_aligned(args.channels * element_bytes(args.dtype)) && ", "", "conv2d_sums_launch.cu"
+            ),
+        ],
+    ),
+    Kernel(
+        "conv2d_sum_parts_kernel",
+        "conv2d_sums.cuh",
+        [
+            Mutation("bounds", "part < a.count && i < a.size", "part < a.count"),
+            Mutation("unwritten", "shared[slice][column] = sum;\n  __syncthreads();", "shared[slice][column] = sum;"),
+            Mutation(
+                "arithmetic",
+                "for (int s = 1; s < kPartsSlices; ++s) sum +=",
+                "for (int s = 2; s < kPartsSlices; ++s) sum +=",
+            ),
+            Mutation("index", "part += kPartsSlices", "part += kPartsSlices + 1"),
+            Mutation(
+                "geometry",
+                "static_cast<unsigned>((args.size + kPartsColumns - 1) / kPartsColumns)",
+                "0",
+                "conv2d_sums_launch.cu",
+            ),
+        ],
+    ),
 ]
 
 
