@@ -16,8 +16,7 @@ Tiling tile_units(const BatchNormGeometry& g, int64_t rows_per_thread) {
 
 Tiling tile_reduction(const BatchNormGeometry& g) {
   const Tiling t = tile_units(g, kReduceRows);
-  if (t.tiles_y <= kMaxTiles) return t;
-  return tile_units(g, ceil_div(ceil_div(g.rows, kMaxTiles), t.threads_y));
+  return t.tiles_y <= kMaxTiles ? t : tile_units(g, ceil_div(ceil_div(g.rows, kMaxTiles), t.threads_y));
 }
 
 // A block of some channels, its threads in y the tiles of rows.

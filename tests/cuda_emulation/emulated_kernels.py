@@ -15,8 +15,10 @@ from types import ModuleType
 
 OPS = [
     "avg_pool2d",
+    "batch_norm",
     "concat",
     "max_pool2d",
+    "relu_mask",
 ]
 
 
