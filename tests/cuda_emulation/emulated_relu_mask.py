@@ -20,8 +20,7 @@ KERNELS = [
         [
             Mutation("index", "row * tiling.units + at.unit", "row * tiling.units"),
             Mutation("bounds", "if (channels <= 0) return;", ""),
-            Mutation("arithmetic", "!(values[i] <= 0)", "values[i] > 0", "bit_mask.cuh"),
-            Mutation("arithmetic", "i < count && ", "", "bit_mask.cuh"),
+            Mutation("arithmetic", "values[i] <= 0 ? 0u : 1u", "values[i] > 0 ? 1u : 0u", "bit_mask.cuh"),
         ],
     )
 ]
