@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from emulation import Emulator
 
 
 @pytest.fixture(scope="session")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
-    return Emulator(tmp_path_factory.mktemp("emulation"), os.environ.get("FASTCNN_EMULATION_BUILD", "checked"))
+    return Emulator(tmp_path_factory.mktemp("emulation"))

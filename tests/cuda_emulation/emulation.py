@@ -23,6 +23,7 @@ import torch
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "csrc"
 COMPILER = os.environ.get("CXX", "g++")
+BUILD = os.environ.get("FASTCNN_EMULATION_BUILD", "checked")
 FLAGS = ["-std=c++20", "-gdwarf-4", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 # Small tensors are to take the paths of large ones too.
 BOUNDS = ["-DFASTCNN_MAX_SMALL_INDEX=2000", "-DFASTCNN_MAX_GRID=7"]
@@ -56,7 +57,7 @@ class Launch:
 class Emulator:
     """Compiles the repository's csrc/ into `folder`."""
 
-    def __init__(self, folder: Path, build: str = "checked") -> None:
+    def __init__(self, folder: Path, build: str = BUILD) -> None:
         self.folder, self.build, self.sources, self.warnings = folder, build, SOURCES, ["-Werror"]
         self.kernel_flags, self.core_flags, self.link_flags = BUILDS[build]
         self.libraries: dict[tuple[str, int | None], Library] = {}

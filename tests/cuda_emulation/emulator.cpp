@@ -199,7 +199,7 @@ void prepare_fiber(int id, dim3 block) {
     fiber.stack = memory + kGuardBytes;
   }
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(fiber.stack, kStackBytes);
+  if (fiber.state != State::returned) __asan_unpoison_memory_region(fiber.stack, kStackBytes);  // was left halfway
   fiber.fake_stack = nullptr;
 #endif
   void** frame = reinterpret_cast<void**>(fiber.stack + kStackBytes) - kFrameWords;

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
+import emulation
 import numpy as np
 import pytest
 import torch
@@ -94,6 +97,7 @@ def test_emulator_rounds_to_half_types_as_torch(library: Library, kernel: str, d
         assert torch.allclose(output, source.to(dtype).float(), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.skipif(emulation.BUILD != "checked", reason="what checker.cpp reports")
 @pytest.mark.parametrize("kernel", FAULTS)
 def test_emulator_reports_fault(library: Library, kernel: str) -> None:
     one_warp = kernel in ("unrounded_kernel", "unsynchronised_matrix_kernel", "unwritten_later_kernel")
@@ -110,8 +114,31 @@ def test_emulator_refuses_launches_that_no_gpu_takes(library: Library) -> None:
             run(library, "too_many_threads_kernel", torch.zeros(1), threads, blocks)
 
 
+@pytest.mark.skipif(emulation.BUILD != "checked", reason="what checker.cpp reports")
 def test_emulator_names_the_line_of_a_fault(library: Library) -> None:
     text = (Path(__file__).parent / "faults/cuda/faults_launch.cu").read_text()
     line = text[: text.index("args.input[threadIdx.x + 1]")].count("\n") + 1
     with pytest.raises(EmulationError, match=rf"\(faults_launch.cu:{line}\b"):
         run(library, "read_outside_kernel", torch.zeros(64))
+
+
+SANITIZED = {
+    "read_outside_kernel": "AddressSanitizer: use-after-poison",
+    "write_outside_kernel": "AddressSanitizer: use-after-poison",
+    "shared_outside_kernel": "global-buffer-overflow|insufficient space",
+    "local_outside_kernel": "AddressSanitizer: stack-buffer-overflow|index 64 out of bounds",
+    "overflow_kernel": "signed integer overflow",
+    "misaligned_kernel": "misaligned address",
+}
+
+
+@pytest.mark.skipif(emulation.BUILD != "address", reason="what the sanitizers report: test_sanitizers.py runs this")
+@pytest.mark.parametrize("kernel", SANITIZED)
+def test_sanitizer_reports_fault(library: Library, kernel: str, tmp_path: Path) -> None:
+    process = os.fork()
+    if process == 0:  # which the report ends
+        os.dup2(os.open(tmp_path / "report", os.O_WRONLY | os.O_CREAT), 2)
+        run(library, kernel, torch.randn(64))
+        os._exit(0)
+    assert os.waitpid(process, 0)[1] != 0
+    assert re.search(SANITIZED[kernel], (tmp_path / "report").read_text())

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import emulated_kernels
+import emulation
 import pytest
 import torch
 from emulated_kernels import Kernel, Mutation
@@ -61,6 +62,7 @@ MUTANTS = [
 ]
 
 
+@pytest.mark.skipif(emulation.BUILD != "checked", reason="the sanitizers end the process")
 @pytest.mark.parametrize(("op", "kernel", "mutation"), MUTANTS)
 def test_mutant_is_found(op: str, kernel: Kernel, mutation: Mutation, emulator: Emulator, tmp_path: Path) -> None:
     sources = tmp_path / "csrc"

@@ -172,6 +172,20 @@ __global__ void unsynchronised_matrix_kernel(const FaultsArgs args) {
   store_matrix_sync(tile, sum, 16, mem_row_major);
   args.output[threadIdx.x] = tile[threadIdx.x];
 }
+// For the sanitizers: what checker.cpp does not see.
+__global__ void shared_outside_kernel(const FaultsArgs args) {
+  __shared__ float tile[64];
+  float* behind = tile + args.threads;
+  behind[threadIdx.x] = 1;
+  args.output[threadIdx.x] = tile[threadIdx.x];
+}
+__global__ void local_outside_kernel(const FaultsArgs args) {
+  volatile float local[4] = {};
+  args.output[threadIdx.x] = local[args.threads];
+}
+__global__ void overflow_kernel(const FaultsArgs args) {
+  args.output[threadIdx.x] = static_cast<float>(static_cast<int>(args.threads) * 0x7fffff0);
+}
 __global__ void too_many_threads_kernel(const FaultsArgs) {}
 
 }  // namespace
@@ -210,6 +224,9 @@ cudaError_t launch_faults(const FaultsArgs& args, cudaStream_t stream) {
       FASTCNN_KERNEL(unrounded_kernel),
       FASTCNN_KERNEL(unsynchronised_matrix_kernel),
       FASTCNN_KERNEL(too_many_threads_kernel),
+      FASTCNN_KERNEL(shared_outside_kernel),
+      FASTCNN_KERNEL(local_outside_kernel),
+      FASTCNN_KERNEL(overflow_kernel),
       FASTCNN_KERNEL(round_half_kernel),
       FASTCNN_KERNEL(round_bfloat16_kernel),
   };
