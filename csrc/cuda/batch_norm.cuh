@@ -186,7 +186,7 @@ __global__ void batch_norm_apply_kernel(const BatchNormApplyArgs args, const Til
       for (int i = 0; i < kUnit; ++i) y[i] = y[i] <= 0 ? C(0) : y[i];  // NaN stays
     }
     store_lanes(static_cast<T*>(args.output) + row * args.geometry.channels + channel, y, channels, aligned);
-    if (args.mask != nullptr) args.mask[row * args.geometry.mask_stride + at.unit] = passing_bits(y, channels);
+    if (args.mask != nullptr) args.mask[row * args.geometry.mask_stride + at.unit] = passing_bits(y);
   }
 }
 

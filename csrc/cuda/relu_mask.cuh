@@ -13,7 +13,7 @@ __global__ void relu_mask_kernel(const ReluMaskArgs args, const Tiling tiling, c
   for (int64_t row = at.row_begin + threadIdx.y; row < at.row_end; row += blockDim.y) {
     Compute<T> y[kUnit];
     load_lanes(static_cast<const T*>(args.output) + row * args.channels + channel, channels, aligned, y);
-    args.mask[row * tiling.units + at.unit] = passing_bits(y, channels);
+    args.mask[row * tiling.units + at.unit] = passing_bits(y);
   }
 }
 
