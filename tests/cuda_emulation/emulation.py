@@ -65,8 +65,9 @@ class Emulator:
         self.core = self._compile_core()
 
     def of(self, sources: Path, folder: Path) -> Emulator:
-        """Give an emulator of other sources than csrc/, such as a mutated copy."""
+        """Give an emulator of other sources than csrc/, such as a mutated copy, that compiles rather than runs fast."""
         other = copy.copy(self)
+        other.kernel_flags = [*self.kernel_flags, "-O0"]
         other.folder, other.sources, other.warnings, other.libraries = folder, sources, ["-w"], {}
         return other
 
