@@ -7,15 +7,35 @@
 
 #include "conv2d_gemm_tiles.cuh"
 
+// Tensor cores take float16 everywhere, bfloat16 and TensorFloat-32 from capability 8.0 on. Below it bfloat16 goes the
+// way of float32. Code that the launcher will not ask for is left out; the host sees all of it.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#define FASTCNN_NEW_TENSOR_CORES
+#endif
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 800
+#define FASTCNN_OLD_TENSOR_CORES
+#endif
+
 namespace fastcnn::cuda {
+
+#ifdef FASTCNN_NEW_TENSOR_CORES
+constexpr bool kHasNewCores = true;
+#else
+constexpr bool kHasNewCores = false;
+#endif
+#ifdef FASTCNN_OLD_TENSOR_CORES
+constexpr bool kHasOldCores = true;
+#else
+constexpr bool kHasOldCores = false;
+#endif
 
 // --- FMA: a thread computes 8 x 8 elements ---
 
 template <typename T, Conv2dPass kPass>
 struct FmaTile {
   using C = Compute<T>;
-  // 16 bytes of half elements a line at a time, as their tiles are kept in float32; else 64 bytes.
-  static constexpr int kDepth = sizeof(T) == 2 ? 16 : 64 / sizeof(T);
+  // As much as the registers for the loads in flight have room for beside the sums, of 4 or 8 bytes each.
+  static constexpr int kDepth = sizeof(T) == 8 ? 4 : 16;
   static constexpr int kRun = kVector<C>;
   static constexpr int kPitchM = kTileM + kRun, kPitchN = kTileN + kRun;  // padding spreads the stores over the banks
   static constexpr int kThreadsN = 8, kThreadsM = kGemmThreads / kThreadsN, kItems = 8;
@@ -96,11 +116,13 @@ struct WmmaElement {
   using Type = T;
   static constexpr int kDepth = 16;
 };
+#ifdef FASTCNN_NEW_TENSOR_CORES
 template <>
 struct WmmaElement<float> {
   using Type = nvcuda::wmma::precision::tf32;
   static constexpr int kDepth = 8;
 };
+#endif
 
 template <typename T, Conv2dPass kPass>
 struct WmmaTile {
@@ -201,10 +223,12 @@ struct WmmaTile {
  private:
   template <typename Fragment>
   __device__ static void round(Fragment& fragment) {
+#ifdef FASTCNN_NEW_TENSOR_CORES
     if constexpr (sizeof(T) == 4) {
 #pragma unroll
       for (int e = 0; e < fragment.num_elements; ++e) fragment.x[e] = nvcuda::wmma::__float_to_tf32(fragment.x[e]);
     }
+#endif
   }
 
   nvcuda::wmma::fragment<nvcuda::wmma::accumulator, kFragment, kFragment, WmmaElement<T>::kDepth, float>
@@ -249,17 +273,9 @@ __device__ __forceinline__ void conv2d_gemm(const Conv2dProblem& p, typename Til
   tile.store(shared, GemmResult<T, kPass>(p, block));
 }
 
-// Tensor cores take float16 everywhere, bfloat16 and TensorFloat-32 from capability 8.0 on. Below it bfloat16 goes the
-// way of float32. Code that the launcher will not ask for is left out.
-#ifdef __CUDA_ARCH__
-constexpr bool kOldCores = __CUDA_ARCH__ < 800, kNewCores = !kOldCores;
-#else
-constexpr bool kOldCores = true, kNewCores = true;
-#endif
-
 template <typename T, Conv2dPass kPass>
-__global__ __launch_bounds__(kGemmThreads) void conv2d_gemm_fma_kernel(const Conv2dProblem p) {
-  if constexpr (sizeof(T) >= 4 || kOldCores) {
+__global__ __launch_bounds__(kGemmThreads, 2) void conv2d_gemm_fma_kernel(const Conv2dProblem p) {
+  if constexpr (sizeof(T) >= 4 || kHasOldCores) {
     using Tile = FmaTile<T, kPass>;
     __shared__ typename Tile::Shared shared;
     conv2d_gemm<Tile, T, kPass>(p, shared);
@@ -267,8 +283,8 @@ __global__ __launch_bounds__(kGemmThreads) void conv2d_gemm_fma_kernel(const Con
 }
 
 template <typename T, Conv2dPass kPass>
-__global__ __launch_bounds__(kGemmThreads) void conv2d_gemm_wmma_kernel(const Conv2dProblem p) {
-  if constexpr (std::is_same_v<T, __half> || kNewCores) {
+__global__ __launch_bounds__(kGemmThreads, 2) void conv2d_gemm_wmma_kernel(const Conv2dProblem p) {
+  if constexpr (std::is_same_v<T, __half> || kHasNewCores) {
     using Tile = WmmaTile<T, kPass>;
     __shared__ typename Tile::Shared shared;
     conv2d_gemm<Tile, T, kPass>(p, shared);
