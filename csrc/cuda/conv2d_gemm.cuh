@@ -34,11 +34,13 @@ constexpr bool kHasOldCores = false;
 template <typename T, Conv2dPass kPass>
 struct FmaTile {
   using C = Compute<T>;
-  // As much as the registers for the loads in flight have room for beside the sums, of 4 or 8 bytes each.
-  static constexpr int kDepth = sizeof(T) == 8 ? 4 : 16;
+  // 64 bytes a line, but 32 of half elements, as their tiles are kept in float32.
+  static constexpr int kDepth = 64 / sizeof(C);
   static constexpr int kRun = kVector<C>;
-  static constexpr int kPitchM = kTileM + kRun, kPitchN = kTileN + kRun;  // padding spreads the stores over the banks
-  static constexpr int kThreadsN = 8, kThreadsM = kGemmThreads / kThreadsN, kItems = 8;
+  static constexpr int kPitchM = kTileM<T> + kRun,
+                       kPitchN = kTileN + kRun;  // padding spreads the stores over the banks
+  static constexpr int kThreadsN = 8, kThreadsM = kGemmThreads / kThreadsN;
+  static constexpr int kItemsM = kTileM<T> / kThreadsM, kItemsN = kTileN / kThreadsN;
   using Image = ImageTile<T, kPass, kDepth>;
   using Matrix = MatrixTile<T, kPass, kDepth>;
 
@@ -49,9 +51,9 @@ struct FmaTile {
 
   __device__ FmaTile() {
 #pragma unroll
-    for (int i = 0; i < kItems; ++i)
+    for (int i = 0; i < kItemsM; ++i)
 #pragma unroll
-      for (int j = 0; j < kItems; ++j) sums_[i][j] = 0;
+      for (int j = 0; j < kItemsN; ++j) sums_[i][j] = 0;
   }
 
   template <typename Map, int kPitch>
@@ -79,24 +81,24 @@ struct FmaTile {
   __device__ void multiply(const Shared& shared, int stage) {
 #pragma unroll
     for (int d = 0; d < kDepth; ++d) {
-      Vec<C> rows[kItems / kRun], columns[kItems / kRun];
+      Vec<C> rows[kItemsM / kRun], columns[kItemsN / kRun];
 #pragma unroll
-      for (int i = 0; i < kItems; i += kRun) {
-        rows[i / kRun] = load_vector(&shared.image[stage][d * kPitchM + row(i)]);
-        columns[i / kRun] = load_vector(&shared.matrix[stage][d * kPitchN + column(i)]);
-      }
+      for (int i = 0; i < kItemsM; i += kRun) rows[i / kRun] = load_vector(&shared.image[stage][d * kPitchM + row(i)]);
 #pragma unroll
-      for (int i = 0; i < kItems; ++i)
+      for (int j = 0; j < kItemsN; j += kRun)
+        columns[j / kRun] = load_vector(&shared.matrix[stage][d * kPitchN + column(j)]);
 #pragma unroll
-        for (int j = 0; j < kItems; ++j) sums_[i][j] += rows[i / kRun][i % kRun] * columns[j / kRun][j % kRun];
+      for (int i = 0; i < kItemsM; ++i)
+#pragma unroll
+        for (int j = 0; j < kItemsN; ++j) sums_[i][j] += rows[i / kRun][i % kRun] * columns[j / kRun][j % kRun];
     }
   }
 
   __device__ void store(Shared&, const GemmResult<T, kPass>& result) const {
 #pragma unroll
-    for (int line = 0; line < kItems; ++line)
+    for (int line = 0; line < (result.kAlongRows ? kItemsN : kItemsM); ++line)
 #pragma unroll
-      for (int along = 0; along < kItems; along += kRun) {
+      for (int along = 0; along < (result.kAlongRows ? kItemsM : kItemsN); along += kRun) {
         const int i = result.kAlongRows ? along : line, j = result.kAlongRows ? line : along;
         C run[kRun];
 #pragma unroll
@@ -106,7 +108,7 @@ struct FmaTile {
   }
 
  private:
-  C sums_[kItems][kItems];
+  C sums_[kItemsM][kItemsN];
 };
 
 // --- tensor cores: a warp computes 4 x 2 fragments of 16 x 16 elements ---
@@ -240,7 +242,7 @@ struct WmmaTile {
 template <typename Tile, typename T, Conv2dPass kPass>
 __device__ __forceinline__ void conv2d_gemm(const Conv2dProblem& p, typename Tile::Shared& shared) {
   // 1. What the block computes. Phases have different numbers of positions.
-  const GemmBlock block = gemm_block<kPass>(p);
+  const GemmBlock block = gemm_block<T, kPass>(p);
   if (block.row >= block.rows) return;
   Tile tile;
 

@@ -29,7 +29,8 @@ Conv2dPlan make_plan(const Conv2dArgs& args, int depth) {
   const int64_t columns = args.pass == Conv2dPass::grad_input ? g.group_in() : g.group_out();
   Conv2dPlan plan{make_problem(args), 0, 0};
   Conv2dProblem& p = plan.problem;
-  p.tiles_m = static_cast<int>(ceil_div(rows, kTileM)), p.tiles_n = static_cast<int>(ceil_div(columns, kTileN));
+  const int tile_m = args.dtype == Dtype::f64 ? kTileM<double> : kTileM<float>;
+  p.tiles_m = static_cast<int>(ceil_div(rows, tile_m)), p.tiles_n = static_cast<int>(ceil_div(columns, kTileN));
   plan.blocks = g.groups * sizes.phases * p.tiles_m * p.tiles_n;
   if (grad_weight) {
     const int64_t wanted = count_parts(args, plan.blocks, positions / (kLeastSteps * depth), 1);

@@ -12,7 +12,9 @@
 namespace fastcnn::cuda {
 
 // Four warps whose tiles are 64 x 32: accumulators of 64 registers a thread leave room for the loads in flight.
-constexpr int kGemmThreads = 128, kTileM = 128, kTileN = 64;
+constexpr int kGemmThreads = 128, kTileN = 64;
+template <typename T>
+constexpr int kTileM = sizeof(T) == 8 ? 64 : 128;  // sums of float64 take twice the registers
 
 // Which vectors of a tile of kRows x kDepth elements are the thread's.
 template <typename T, int kRows, int kDepth, bool kAlongDepth>
@@ -35,12 +37,12 @@ struct GemmBlock {
   int64_t depth_begin, depth_end;
 };
 
-template <Conv2dPass kPass>
+template <typename T, Conv2dPass kPass>
 __device__ inline GemmBlock gemm_block(const Conv2dProblem& p) {
   GemmBlock b;
   uint32_t index = blockIdx.x;
   b.column = index % p.tiles_n * kTileN, index /= p.tiles_n;
-  b.row = index % p.tiles_m * kTileM, index /= p.tiles_m;
+  b.row = index % p.tiles_m * kTileM<T>, index /= p.tiles_m;
   b.group = index % p.groups, b.part = index / p.groups;
   b.h = window_axis(p.h, kPass, b.part / p.phases_w), b.w = window_axis(p.w, kPass, b.part % p.phases_w);
   const int positions = p.batch * b.h.positions * b.w.positions;
@@ -61,7 +63,7 @@ __device__ inline GemmBlock gemm_block(const Conv2dProblem& p) {
 template <typename T, Conv2dPass kPass, int kDepth>
 class ImageTile {
  public:
-  using Map = TileMap<T, kTileM, kDepth, kPass != Conv2dPass::grad_weight>;
+  using Map = TileMap<T, kTileM<T>, kDepth, kPass != Conv2dPass::grad_weight>;
   using Staged = Vec<T>[Map::kCount];
 
   __device__ ImageTile(const Conv2dProblem& p, const GemmBlock& b) : p_(p), b_(b) {
