@@ -25,6 +25,7 @@ SCALARS = {
     "double": ctypes.c_double,
     "size_t": ctypes.c_size_t,
     "Dtype": ctypes.c_int32,
+    "Conv2dPass": ctypes.c_int32,
 } | {f"{sign}int{bits}_t": getattr(ctypes, f"c_{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
 Structs = dict[str, type[ctypes.Structure]]
 

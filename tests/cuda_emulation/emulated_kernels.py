@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 from types import ModuleType
 
 OPS = [
+    "avg_pool2d",
+    "batch_norm",
     "concat",
+    "conv2d_depthwise",
+    "conv2d_direct",
+    "conv2d_gemm",
+    "conv2d_sums",
+    "max_pool2d",
+    "relu_mask",
 ]
 
 

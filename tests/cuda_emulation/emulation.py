@@ -26,7 +26,7 @@ COMPILER = os.environ.get("CXX", "g++")
 BUILD = os.environ.get("FASTCNN_EMULATION_BUILD", "checked")
 FLAGS = ["-std=c++20", "-gdwarf-4", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 # Small tensors are to take the paths of large ones too.
-BOUNDS = ["-DFASTCNN_MAX_SMALL_INDEX=2000", "-DFASTCNN_MAX_GRID=7"]
+BOUNDS = ["-DFASTCNN_MAX_SMALL_INDEX=2000", "-DFASTCNN_MAX_GRID=7", "-DFASTCNN_MAX_POSITIONS=120"]
 BUILDS = {  # flags of kernels, of the emulator, and to link kernels
     "checked": (["-fsanitize=thread"], [], ["-Wl,--wrap=memcpy,--wrap=memmove,--wrap=memset"]),
     "address": (
@@ -65,8 +65,9 @@ class Emulator:
         self.core = self._compile_core()
 
     def of(self, sources: Path, folder: Path) -> Emulator:
-        """Give an emulator of other sources than csrc/, such as a mutated copy."""
+        """Give an emulator of other sources than csrc/, such as a mutated copy, that compiles rather than runs fast."""
         other = copy.copy(self)
+        other.kernel_flags = [*self.kernel_flags, "-O0"]
         other.folder, other.sources, other.warnings, other.libraries = folder, sources, ["-w"], {}
         return other
 
