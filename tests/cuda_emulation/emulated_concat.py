@@ -19,9 +19,7 @@ KERNELS = [
             Mutation("bounds", "i < total", "i <= total"),
             Mutation("index", "args.output + input.offset", "args.output"),
             Mutation("index", "gridDim.x) * blockDim.x;", "gridDim.x + 1) * blockDim.x;"),
-            Mutation(
-                "geometry", "dim3 grid(blocks_for(units, kThreads, kUnitsPerThread)", "dim3 grid(0", "concat_launch.cu"
-            ),
+            Mutation("geometry", "grid(blocks_for(", "grid(0 * blocks_for(", "concat_launch.cu"),
             Mutation("bounds", "uint64_t bits = 16 |", "return 16; uint64_t bits = 16 |", "concat_launch.h"),
         ],
     )

@@ -138,6 +138,17 @@ __global__ void missing_syncwarp_kernel(const FaultsArgs args) {
   tile[threadIdx.x] = args.input[threadIdx.x];
   args.output[threadIdx.x] = __shfl_xor_sync(kAll, tile[threadIdx.x ^ 1], 1);
 }
+__global__ void atomic_race_kernel(const FaultsArgs args) {
+  __shared__ int count;
+  if (threadIdx.x == 0) count = 0;
+  __syncthreads();
+  atomicAdd(&count, 1);
+  args.output[threadIdx.x] = static_cast<float>(count);
+}
+__global__ void unwritten_atomic_kernel(const FaultsArgs args) {
+  __shared__ int count;
+  args.output[threadIdx.x] = static_cast<float>(atomicAdd(&count, 1));
+}
 __global__ void returned_barrier_kernel(const FaultsArgs args) {
   if (threadIdx.x == 5) return;
   __syncthreads();
@@ -216,6 +227,8 @@ cudaError_t launch_faults(const FaultsArgs& args, cudaStream_t stream) {
       FASTCNN_KERNEL(write_write_race_kernel),
       FASTCNN_KERNEL(other_warp_race_kernel),
       FASTCNN_KERNEL(missing_syncwarp_kernel),
+      FASTCNN_KERNEL(atomic_race_kernel),
+      FASTCNN_KERNEL(unwritten_atomic_kernel),
       FASTCNN_KERNEL(returned_barrier_kernel),
       FASTCNN_KERNEL(divergent_barrier_kernel),
       FASTCNN_KERNEL(missing_lane_kernel),
