@@ -69,7 +69,10 @@ __device__ void multiply(const FaultsArgs& args, const Round& round) {
   using namespace nvcuda::wmma;
   using Storage = decltype(round(0.0f));
   __shared__ __align__(32) Storage tile[256];
-  for (unsigned i = threadIdx.x; i < 256; i += 32) tile[i] = round(args.input[i]);
+  for (unsigned i = threadIdx.x; i < 256; i += 32) {
+    const Storage rounded = round(args.input[i]);
+    tile[i] = rounded;
+  }
   __syncwarp();
   fragment<accumulator, 16, 16, K, float> sum;
   fill_fragment(sum, 0.0f);
