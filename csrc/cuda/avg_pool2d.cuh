@@ -33,7 +33,8 @@ __device__ inline C divisor_of(const AvgPool2dArgs& args, const AvgWindow& rows,
 
 // A thread a unit of the output. `aligned`: every pixel of both images starts at a multiple of 16 bytes.
 template <typename T>
-__global__ void avg_pool2d_kernel(const AvgPool2dArgs args, const Tiling tiling, const bool aligned) {
+__global__ void __launch_bounds__(kBlockThreads)
+    avg_pool2d_kernel(const AvgPool2dArgs args, const Tiling tiling, const bool aligned) {
   constexpr int kLanes = kVector<T>;
   const Pool2dGeometry& g = args.geometry;
   const PoolPlace at = pool_place<T>(tiling, g.out_h, g.channels);
@@ -63,7 +64,8 @@ __global__ void avg_pool2d_kernel(const AvgPool2dArgs args, const Tiling tiling,
 
 // A thread a unit of the input's gradient, which gathers from the windows over it.
 template <typename T>
-__global__ void avg_pool2d_backward_kernel(const AvgPool2dArgs args, const Tiling tiling, const bool aligned) {
+__global__ void __launch_bounds__(kBlockThreads)
+    avg_pool2d_backward_kernel(const AvgPool2dArgs args, const Tiling tiling, const bool aligned) {
   constexpr int kLanes = kVector<T>;
   const Pool2dGeometry& g = args.geometry;
   const PoolPlace at = pool_place<T>(tiling, g.in_h, g.channels);
@@ -91,7 +93,8 @@ constexpr int64_t kChainPixels = 64;  // summed before their sum is added to the
 
 // A block some channels of one image (a tile of `tiling`), its threads in y the pixels.
 template <typename T>
-__global__ void global_avg_pool2d_kernel(const GlobalAvgPool2dArgs args, const Tiling tiling, const bool aligned) {
+__global__ void __launch_bounds__(kBlockThreads)
+    global_avg_pool2d_kernel(const GlobalAvgPool2dArgs args, const Tiling tiling, const bool aligned) {
   constexpr int kLanes = kVector<T>;
   __shared__ Compute<T> shared[kLanes * kBlockThreads];
   const Place at = place_in(tiling);

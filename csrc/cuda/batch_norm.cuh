@@ -52,7 +52,8 @@ __device__ inline void set_value(const ChannelResult& values, int64_t channel, C
 // updates (1971), of differences from the tile's first row: a mean far from zero does not cancel, and if that row lies
 // far from the others, it is part of what is measured. The threads are merged as Chan, Golub and LeVeque (1979) do.
 template <typename T>
-__global__ void batch_norm_stats_kernel(const BatchNormMomentsArgs args, const Tiling tiling, const bool aligned) {
+__global__ void __launch_bounds__(kBlockThreads)
+    batch_norm_stats_kernel(const BatchNormMomentsArgs args, const Tiling tiling, const bool aligned) {
   using C = Compute<T>;
   __shared__ C shared[kUnit * kBlockThreads];
   const Place at = place_in(tiling);
@@ -113,7 +114,8 @@ __device__ inline double sum_tiles(const double* partial, int64_t tiles, int64_t
 
 // Merges the tiles (Chan, Golub and LeVeque 1979). `rows` is the tiling of the rows, `tiling` that of the channels.
 template <typename C>
-__global__ void batch_norm_moments_kernel(const BatchNormMomentsArgs args, const Tiling rows, const Tiling tiling) {
+__global__ void __launch_bounds__(kBlockThreads)
+    batch_norm_moments_kernel(const BatchNormMomentsArgs args, const Tiling rows, const Tiling tiling) {
   __shared__ double shared[kBlockThreads];
   const int64_t channel = place_in(tiling).unit, channels = args.geometry.channels;
   const bool inside = channel < channels;
@@ -140,7 +142,8 @@ __global__ void batch_norm_moments_kernel(const BatchNormMomentsArgs args, const
 }
 
 template <typename T>
-__global__ void batch_norm_apply_kernel(const BatchNormApplyArgs args, const Tiling tiling, const bool aligned) {
+__global__ void __launch_bounds__(kBlockThreads)
+    batch_norm_apply_kernel(const BatchNormApplyArgs args, const Tiling tiling, const bool aligned) {
   using C = Compute<T>;
   constexpr int kMaxChannels = kUnit * kMaxThreadsX;
   __shared__ C means[kMaxChannels], scales[kMaxChannels], shifts[kMaxChannels];
@@ -200,7 +203,8 @@ __device__ inline void pass_gradient(const uint8_t* mask, int64_t at, C (&grad)[
 }
 
 template <typename T>
-__global__ void batch_norm_grad_sums_kernel(const BatchNormGradSumsArgs args, const Tiling tiling, const bool aligned) {
+__global__ void __launch_bounds__(kBlockThreads)
+    batch_norm_grad_sums_kernel(const BatchNormGradSumsArgs args, const Tiling tiling, const bool aligned) {
   using C = Compute<T>;
   __shared__ C shared[kUnit * kBlockThreads];
   const Place at = place_in(tiling);
@@ -231,8 +235,8 @@ __global__ void batch_norm_grad_sums_kernel(const BatchNormGradSumsArgs args, co
 }
 
 template <typename C>
-__global__ void batch_norm_grad_factors_kernel(const BatchNormGradFactorsArgs args, const int64_t tiles,
-                                               const Tiling tiling) {
+__global__ void __launch_bounds__(kBlockThreads)
+    batch_norm_grad_factors_kernel(const BatchNormGradFactorsArgs args, const int64_t tiles, const Tiling tiling) {
   __shared__ double shared[kBlockThreads];
   const int64_t channel = place_in(tiling).unit, channels = args.geometry.channels;
   const bool inside = channel < channels;
@@ -254,8 +258,8 @@ __global__ void batch_norm_grad_factors_kernel(const BatchNormGradFactorsArgs ar
 }
 
 template <typename T>
-__global__ void batch_norm_grad_input_kernel(const BatchNormGradInputArgs args, const Tiling tiling,
-                                             const bool aligned) {
+__global__ void __launch_bounds__(kBlockThreads)
+    batch_norm_grad_input_kernel(const BatchNormGradInputArgs args, const Tiling tiling, const bool aligned) {
   using C = Compute<T>;
   const Place at = place_in(tiling);
   const int64_t all = args.geometry.channels, channel = at.unit * kUnit, channels = all - channel;
@@ -287,7 +291,7 @@ __global__ void batch_norm_grad_input_kernel(const BatchNormGradInputArgs args, 
 
 // A thread a channel, first of the means, then of the variances.
 template <typename C>
-__global__ void batch_norm_update_kernel(const BatchNormUpdateArgs args) {
+__global__ void __launch_bounds__(kBlockThreads) batch_norm_update_kernel(const BatchNormUpdateArgs args) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= 2 * args.channels) return;
   const bool is_mean = i < args.channels;

@@ -12,7 +12,7 @@ template <typename C>
 __device__ inline uint8_t passing_bits(const C (&values)[kUnit]) {
   unsigned bits = 0;
 #pragma unroll
-  for (int i = 0; i < kUnit; ++i) bits |= (values[i] <= 0 ? 0u : 1u) << i;
+  for (int i = 0; i < kUnit; ++i) bits |= values[i] <= 0 ? 0u : 1u << i;
   return static_cast<uint8_t>(bits);
 }
 

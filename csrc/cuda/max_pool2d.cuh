@@ -61,7 +61,8 @@ __device__ inline void store_offsets(uint8_t* to8, int32_t* to32, int64_t at, in
 
 // A thread a unit of the output. `aligned`: every pixel of every tensor starts at a multiple of its vectors' size.
 template <typename T>
-__global__ void max_pool2d_kernel(const MaxPool2dArgs args, const Tiling tiling, const bool aligned) {
+__global__ void __launch_bounds__(kBlockThreads)
+    max_pool2d_kernel(const MaxPool2dArgs args, const Tiling tiling, const bool aligned) {
   constexpr int kLanes = kVector<T>;
   const Pool2dGeometry& g = args.geometry;
   const PoolPlace at = pool_place<T>(tiling, g.out_h, g.channels);
@@ -96,7 +97,8 @@ __global__ void max_pool2d_kernel(const MaxPool2dArgs args, const Tiling tiling,
 
 // A thread a unit of the input's gradient.
 template <typename T>
-__global__ void max_pool2d_backward_kernel(const MaxPool2dBackwardArgs args, const Tiling tiling, const bool aligned) {
+__global__ void __launch_bounds__(kBlockThreads)
+    max_pool2d_backward_kernel(const MaxPool2dBackwardArgs args, const Tiling tiling, const bool aligned) {
   constexpr int kLanes = kVector<T>;
   const Pool2dGeometry& g = args.geometry;
   const PoolPlace at = pool_place<T>(tiling, g.in_h, g.channels);
@@ -138,7 +140,8 @@ __device__ inline Winner winner_of(const Pool2dGeometry& g, const uint8_t* offse
 }
 
 // The next two take single offsets: double backward and return_indices are rare.
-static __global__ void max_pool2d_indices_kernel(const MaxPool2dIndicesArgs args, const int64_t total) {
+static __global__ void __launch_bounds__(kBlockThreads)
+    max_pool2d_indices_kernel(const MaxPool2dIndicesArgs args, const int64_t total) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total; i += step) {
     const Winner at = winner_of(args.geometry, args.offsets8, args.offsets32, i);
@@ -148,7 +151,8 @@ static __global__ void max_pool2d_indices_kernel(const MaxPool2dIndicesArgs args
 
 // Bits is an unsigned integer of the element's size: the values are only moved.
 template <typename Bits>
-__global__ void max_pool2d_gather_kernel(const MaxPool2dGatherArgs args, const int64_t total) {
+__global__ void __launch_bounds__(kBlockThreads)
+    max_pool2d_gather_kernel(const MaxPool2dGatherArgs args, const int64_t total) {
   const Pool2dGeometry& g = args.geometry;
   const Bits* values = static_cast<const Bits*>(args.values);
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;

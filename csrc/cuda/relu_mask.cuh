@@ -6,7 +6,8 @@
 namespace fastcnn::cuda {
 
 template <typename T>
-__global__ void relu_mask_kernel(const ReluMaskArgs args, const Tiling tiling, const bool aligned) {
+__global__ void __launch_bounds__(kBlockThreads)
+    relu_mask_kernel(const ReluMaskArgs args, const Tiling tiling, const bool aligned) {
   const Place at = place_in(tiling);
   const int64_t channel = at.unit * kUnit, channels = args.channels - channel;
   if (channels <= 0) return;

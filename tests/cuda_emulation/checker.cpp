@@ -48,11 +48,13 @@ const Buffer* find_buffer(const char* begin, const char* end) {
 // Who last read or wrote a byte.
 struct Access {
   uint32_t block_epoch, warp_epoch;
-  uint16_t warp, lane;
+  uint16_t warp;
+  uint8_t lane;
+  Kind kind;
 
   // Whether nothing stands between it and what `thread` does now.
-  bool unordered(const Thread& thread) const {
-    if (block_epoch != thread.block_epoch) return false;
+  bool unordered(const Thread& thread, Kind now) const {
+    if (block_epoch != thread.block_epoch || (kind == Kind::atomic && now == Kind::atomic)) return false;
     if (warp != thread.warp) return true;
     return warp_epoch == thread.warp_epoch && (lane != thread.lane || lane == kAnyLane);
   }
@@ -73,25 +75,26 @@ Image image;
 const char *call_begin = nullptr, *call_end = nullptr;
 uint32_t block_begin = 0;
 
-Access access_by(const Thread& thread) {
-  return {thread.block_epoch, thread.warp_epoch, static_cast<uint16_t>(thread.warp),
-          static_cast<uint16_t>(thread.lane)};
+Access access_by(const Thread& thread, Kind kind) {
+  const auto lane = static_cast<uint8_t>(thread.lane);
+  return {thread.block_epoch, thread.warp_epoch, static_cast<uint16_t>(thread.warp), lane, kind};
 }
+
+const char* name_of(Kind kind) { return kind == Kind::read ? "read" : kind == Kind::write ? "write" : "atomic"; }
 
 void add_reader(Access& read, const Thread& thread) {
   if (read.block_epoch != thread.block_epoch) {
-    read = access_by(thread);
+    read = access_by(thread, Kind::read);
   } else if (read.warp != thread.warp) {
     read.warp = kManyWarps;
   } else if (read.warp_epoch != thread.warp_epoch) {
-    read = access_by(thread);
+    read = access_by(thread, Kind::read);
   } else if (read.lane != thread.lane) {
     read.lane = kAnyLane;
   }
 }
 
-[[noreturn]] void report_race(const Access& other, bool other_wrote, bool write, const char* address,
-                              const void* place) {
+[[noreturn]] void report_race(const Access& other, Kind kind, const char* address, const void* place) {
   char who[64];
   if (other.warp == kManyWarps) {
     snprintf(who, sizeof(who), "several warps");
@@ -100,22 +103,22 @@ void add_reader(Access& read, const Thread& thread) {
   } else {
     snprintf(who, sizeof(who), "thread %u", other.warp * 32u + other.lane);
   }
-  fail_at(place, "race: %s of shared memory (byte %zu) that %s %s since the last barrier", write ? "write" : "read",
-          static_cast<size_t>(address - shadow.begin), who, other_wrote ? "wrote" : "read");
+  fail_at(place, "race: %s of shared memory (byte %zu) after a %s by %s since the last barrier", name_of(kind),
+          static_cast<size_t>(address - shadow.begin), name_of(other.kind), who);
 }
 
-void check_shared(const Thread& thread, const char* address, size_t bytes, bool write, const void* place) {
+void check_shared(const Thread& thread, const char* address, size_t bytes, Kind kind, const void* place) {
   Byte* cell = shadow.bytes + (address - shadow.begin);
   for (size_t i = 0; i < bytes; ++i, ++cell) {
-    if (cell->write.unordered(thread)) report_race(cell->write, true, write, address + i, place);
-    if (write) {
-      if (cell->read.unordered(thread)) report_race(cell->read, false, write, address + i, place);
-      cell->write = access_by(thread);
-    } else {
-      if (cell->write.block_epoch < block_begin)
-        fail_at(place, "read of shared memory (byte %zu) that nobody wrote in this block",
-                static_cast<size_t>(address + i - shadow.begin));
+    if (cell->write.unordered(thread, kind)) report_race(cell->write, kind, address + i, place);
+    if (kind != Kind::read && cell->read.unordered(thread, kind)) report_race(cell->read, kind, address + i, place);
+    if (kind != Kind::write && cell->write.block_epoch < block_begin)
+      fail_at(place, "read of shared memory (byte %zu) that nobody wrote in this block",
+              static_cast<size_t>(address + i - shadow.begin));
+    if (kind == Kind::read) {
       add_reader(cell->read, thread);
+    } else {
+      cell->write = access_by(thread, kind);
     }
   }
 }
@@ -124,14 +127,13 @@ bool inside(const char* begin, const char* end, const void* from, const void* to
   return static_cast<const char*>(from) <= begin && end <= static_cast<const char*>(to);
 }
 
-[[noreturn]] void report_outside(const char* address, size_t bytes, bool write, const void* place) {
+[[noreturn]] void report_outside(const char* address, size_t bytes, Kind kind, const void* place) {
   const Buffer* nearest = nullptr;
   const auto distance = [&](const Buffer& b) { return address < b.begin ? b.begin - address : address - b.end; };
   for (const Buffer& buffer : buffers)
     if (!nearest || distance(buffer) < distance(*nearest)) nearest = &buffer;
-  const char* kind = write ? "write" : "read";
-  if (!nearest) fail_at(place, "out of bounds: %s of %zu bytes at %p", kind, bytes, address);
-  fail_at(place, "out of bounds: %s of %zu bytes at byte %td of %s, which has %td", kind, bytes,
+  if (!nearest) fail_at(place, "out of bounds: %s of %zu bytes at %p", name_of(kind), bytes, address);
+  fail_at(place, "out of bounds: %s of %zu bytes at byte %td of %s, which has %td", name_of(kind), bytes,
           address - nearest->begin, nearest->name, nearest->end - nearest->begin);
 }
 
@@ -156,20 +158,20 @@ void begin_grid(const Image& grid_image, const void* call, size_t call_bytes) {
 
 void begin_block(uint32_t epoch) { block_begin = epoch; }
 
-void check(const Thread& thread, const void* pointer, size_t bytes, bool write, const void* place) {
+void check(const Thread& thread, const void* pointer, size_t bytes, Kind kind, const void* place) {
   const char* begin = static_cast<const char*>(pointer);
   const char* end = begin + bytes;
   if (inside(begin, end, thread.stack, thread.stack_end)) return;
   if (inside(begin, end, shadow.begin, shadow.end)) {
-    if (kSeesEverything) check_shared(thread, begin, bytes, write, place);
+    if (kSeesEverything) check_shared(thread, begin, bytes, kind, place);
     return;
   }
-  if (!write && (inside(begin, end, &builtin, &builtin + 1) || inside(begin, end, call_begin, call_end) ||
-                 inside(begin, end, image.begin, image.statics)))
+  if (kind == Kind::read && (inside(begin, end, &builtin, &builtin + 1) || inside(begin, end, call_begin, call_end) ||
+                             inside(begin, end, image.begin, image.statics)))
     return;
   const Buffer* buffer = find_buffer(begin, end);
-  if (!buffer) report_outside(begin, bytes, write, place);
-  if (write && !buffer->writable) fail_at(place, "write to %s, which is an input", buffer->name);
+  if (!buffer) report_outside(begin, bytes, kind, place);
+  if (kind != Kind::read && !buffer->writable) fail_at(place, "write to %s, which is an input", buffer->name);
 }
 
 }  // namespace emulation
@@ -177,22 +179,23 @@ void check(const Thread& thread, const void* pointer, size_t bytes, bool write, 
 // --- What g++ -fsanitize=thread calls
 // ---------------------------------------------------------------------------------
 namespace {
-inline void access(const void* address, size_t bytes, bool write, const void* place) {
-  if (emulation::checking) emulation::check(*emulation::running, address, bytes, write, place);
+using emulation::Kind;
+inline void access(const void* address, size_t bytes, Kind kind, const void* place) {
+  if (emulation::checking) emulation::check(*emulation::running, address, bytes, kind, place);
 }
 // A vector access must be aligned on a GPU.
-inline void aligned_access(const void* address, size_t bytes, bool write, const void* place) {
+inline void aligned_access(const void* address, size_t bytes, Kind kind, const void* place) {
   if (emulation::checking && reinterpret_cast<uintptr_t>(address) % bytes != 0)
     emulation::fail_at(place, "misaligned: access of %zu bytes at %p", bytes, address);
-  access(address, bytes, write, place);
+  access(address, bytes, kind, place);
 }
 }  // namespace
 
-#define FASTCNN_ACCESS(BYTES)                                                                          \
-  void __tsan_read##BYTES(void* p) { aligned_access(p, BYTES, false, __builtin_return_address(0)); }   \
-  void __tsan_write##BYTES(void* p) { aligned_access(p, BYTES, true, __builtin_return_address(0)); }   \
-  void __tsan_unaligned_read##BYTES(void* p) { access(p, BYTES, false, __builtin_return_address(0)); } \
-  void __tsan_unaligned_write##BYTES(void* p) { access(p, BYTES, true, __builtin_return_address(0)); }
+#define FASTCNN_ACCESS(BYTES)                                                                               \
+  void __tsan_read##BYTES(void* p) { aligned_access(p, BYTES, Kind::read, __builtin_return_address(0)); }   \
+  void __tsan_write##BYTES(void* p) { aligned_access(p, BYTES, Kind::write, __builtin_return_address(0)); } \
+  void __tsan_unaligned_read##BYTES(void* p) { access(p, BYTES, Kind::read, __builtin_return_address(0)); } \
+  void __tsan_unaligned_write##BYTES(void* p) { access(p, BYTES, Kind::write, __builtin_return_address(0)); }
 
 extern "C" {
 
@@ -201,25 +204,25 @@ FASTCNN_ACCESS(2)
 FASTCNN_ACCESS(4)
 FASTCNN_ACCESS(8)
 FASTCNN_ACCESS(16)
-void __tsan_read_range(void* p, size_t bytes) { access(p, bytes, false, __builtin_return_address(0)); }
-void __tsan_write_range(void* p, size_t bytes) { access(p, bytes, true, __builtin_return_address(0)); }
+void __tsan_read_range(void* p, size_t bytes) { access(p, bytes, Kind::read, __builtin_return_address(0)); }
+void __tsan_write_range(void* p, size_t bytes) { access(p, bytes, Kind::write, __builtin_return_address(0)); }
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 
 // Kernel code reaches these through the linker's --wrap.
 void* __wrap_memcpy(void* to, const void* from, size_t bytes) {
-  access(from, bytes, false, __builtin_return_address(0));
-  access(to, bytes, true, __builtin_return_address(0));
+  access(from, bytes, Kind::read, __builtin_return_address(0));
+  access(to, bytes, Kind::write, __builtin_return_address(0));
   return memcpy(to, from, bytes);
 }
 void* __wrap_memmove(void* to, const void* from, size_t bytes) {
-  access(from, bytes, false, __builtin_return_address(0));
-  access(to, bytes, true, __builtin_return_address(0));
+  access(from, bytes, Kind::read, __builtin_return_address(0));
+  access(to, bytes, Kind::write, __builtin_return_address(0));
   return memmove(to, from, bytes);
 }
 void* __wrap_memset(void* to, int value, size_t bytes) {
-  access(to, bytes, true, __builtin_return_address(0));
+  access(to, bytes, Kind::write, __builtin_return_address(0));
   return memset(to, value, bytes);
 }
 

@@ -18,7 +18,9 @@ KERNELS = [
             Mutation("index", "min(0, (h.taps - 1) * h.tap_step)", "0"),
             Mutation("race", "__syncthreads();\n    load_patch(p, t, h, w, image", "load_patch(p, t, h, w, image"),
             Mutation(
-                "unwritten", "__syncthreads();\n      for (int d = 0; d < count; ++d)", "for (int d = 0; d < count; ++d)"
+                "unwritten",
+                "__syncthreads();\n      for (int d = 0; d < count; ++d)",
+                "for (int d = 0; d < count; ++d)",
             ),
             Mutation("race", "__syncthreads();\n      for (int d = staged_depth", "for (int d = staged_depth"),
             Mutation("barrier", "if (t.n >= p.batch) return;", "if (t.n >= p.batch || threadIdx.x == 127) return;"),

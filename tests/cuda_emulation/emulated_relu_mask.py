@@ -20,7 +20,7 @@ KERNELS = [
         [
             Mutation("index", "row * tiling.units + at.unit", "row * tiling.units"),
             Mutation("bounds", "if (channels <= 0) return;", ""),
-            Mutation("arithmetic", "values[i] <= 0 ? 0u : 1u", "values[i] > 0 ? 1u : 0u", "bit_mask.cuh"),
+            Mutation("arithmetic", "values[i] <= 0 ? 0u : 1u << i", "values[i] > 0 ? 1u << i : 0u", "bit_mask.cuh"),
         ],
     )
 ]

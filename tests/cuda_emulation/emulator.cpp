@@ -373,15 +373,15 @@ void fail_at(const void* place, const char* format, ...) {
   for (;;) leave_fiber();
 }
 
-void check_access(const void* address, size_t bytes, bool write, bool by_warp) {
+void check_warp_access(const void* address, size_t bytes, Kind kind) {
   Thread thread = *running;
-  if (by_warp) thread.lane = kAnyLane;
-  check(thread, address, bytes, write, nullptr);
+  thread.lane = kAnyLane;
+  check(thread, address, bytes, kind, nullptr);
 }
 
-void* check_atomic(void* address, size_t bytes) {
+void check_atomic(const void* address, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) fail("atomic at %p, not a multiple of %zu", address, bytes);
-  return address;
+  check(*running, address, bytes, Kind::atomic, nullptr);
 }
 
 cudaError_t run_grid(const char* name, dim3 grid, dim3 block, void (*thread)(const void*), const void* call,

@@ -20,7 +20,7 @@ constexpr uint32_t kAnyLane = 32;
 
 void begin_grid(const Image& image, const void* call, size_t call_bytes);
 void begin_block(uint32_t epoch);
-void check(const Thread& thread, const void* address, size_t bytes, bool write, const void* place);
+void check(const Thread& thread, const void* address, size_t bytes, Kind kind, const void* place);
 
 // --- emulator.cpp
 // -----------------------------------------------------------------------------------------------------

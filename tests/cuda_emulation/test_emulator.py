@@ -20,9 +20,11 @@ FAULTS = {
     "unwritten_kernel": r"thread \(3, 0, 0\): read of shared memory \(byte 12 of tile\) that nobody wrote",
     "unwritten_later_kernel": r"nobody wrote in this block",
     "read_write_race_kernel": r"race",
-    "write_write_race_kernel": r"race: write of shared memory .* that thread \d+ wrote",
+    "write_write_race_kernel": r"race: write of shared memory .* after a write by thread \d+ since",
     "other_warp_race_kernel": r"race|nobody wrote",
     "missing_syncwarp_kernel": r"race|nobody wrote",
+    "atomic_race_kernel": r"race: (read|atomic) of shared memory \(byte \d of count\) after a (read|atomic) by thread",
+    "unwritten_atomic_kernel": r"nobody wrote in this block",
     "returned_barrier_kernel": r"not all threads reach the same barrier: threads 0-4: waits in __syncthreads at "
     r"faults_launch.cu:\d+; threads 5-5: has returned; threads 6-63: waits",
     "divergent_barrier_kernel": r"not all threads reach the same barrier: threads 0-6: .*; threads 7-63: ",
@@ -30,7 +32,7 @@ FAULTS = {
     "wrong_lane_kernel": r"different collectives|shuffles from lane 17, which is not in the mask 0000ffff",
     "absent_lane_kernel": r"lane 0 calls __shfl_sync without being in its mask|different collectives",
     "unrounded_kernel": r"was not rounded by __float_to_tf32",
-    "unsynchronised_matrix_kernel": r"race: read of shared memory .* that warp \d wrote",
+    "unsynchronised_matrix_kernel": r"race: read of shared memory .* after a write by warp \d since",
 }
 
 

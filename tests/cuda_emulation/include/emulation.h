@@ -68,8 +68,10 @@ void collective(const char* what, unsigned mask, void* request, void (*complete)
 // Stops the grid and reports `message`, which a test then raises.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// Checks an access by the running thread, or by some lane of its warp.
-void check_access(const void* address, size_t bytes, bool write, bool by_warp);
+enum class Kind : uint8_t { read, write, atomic };
+// Checks an access by some lane of the running thread's warp, and one by the thread itself.
+void check_warp_access(const void* address, size_t bytes, Kind kind);
+void check_atomic(const void* address, size_t bytes);
 
 template <typename T>
 T shuffle(const char* what, unsigned mask, T value, int from, const Site& site) {
@@ -111,7 +113,6 @@ inline unsigned ballot(const char* what, unsigned mask, bool predicate, const Si
   return request.result;
 }
 
-void* check_atomic(void* address, size_t bytes);
 template <typename T, typename Change>
 __attribute__((no_sanitize("thread"))) T atomic(T* address, const Change& change) {
   static_assert(T(0.5) == T(0), "floating-point atomics give another sum in every run");

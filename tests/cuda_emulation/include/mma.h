@@ -63,7 +63,7 @@ struct Move {
 
 // Element (row, col) belongs to lane (row cols + col) % 32.
 template <typename Fragment, typename Copy>
-void move(const emulation::Lanes& lanes, bool write, const Copy& copy) {
+void move(const emulation::Lanes& lanes, emulation::Kind kind, const Copy& copy) {
   using T = typename Fragment::Storage;
   const Move<Fragment>& first = lanes.at<Move<Fragment>>(0);
   if (reinterpret_cast<uintptr_t>(first.memory) % 32 != 0 || first.stride * sizeof(T) % 16 != 0)
@@ -78,7 +78,7 @@ void move(const emulation::Lanes& lanes, bool write, const Copy& copy) {
     const unsigned row = e / Fragment::kCols, col = e % Fragment::kCols;
     T* memory = static_cast<T*>(first.memory) +
                 (first.by_columns ? size_t{col} * first.stride + row : size_t{row} * first.stride + col);
-    emulation::check_access(memory, sizeof(T), write, true);
+    emulation::check_warp_access(memory, sizeof(T), kind);
     copy(lanes.at<Move<Fragment>>(e % 32).fragment->x[e / 32], *memory);
   }
 }
@@ -87,7 +87,7 @@ template <typename Fragment>
 void load(Fragment& f, const void* memory, unsigned stride, bool by_columns, const emulation::Site& site) {
   Move<Fragment> request{&f, const_cast<void*>(memory), stride, by_columns};
   const auto complete = [](const emulation::Lanes& lanes) {
-    move<Fragment>(lanes, false, [](auto& element, const auto& memory) { element = memory; });
+    move<Fragment>(lanes, emulation::Kind::read, [](auto& element, const auto& memory) { element = memory; });
   };
   emulation::collective("load_matrix_sync", 0xffffffff, &request, complete, site);
 }
@@ -109,7 +109,7 @@ void store_matrix_sync(T* memory, const fragment<accumulator, M, N, K, T>& f, un
   using Fragment = fragment<accumulator, M, N, K, T>;
   Move<Fragment> request{const_cast<Fragment*>(&f), memory, stride, layout == mem_col_major};
   const auto complete = [](const emulation::Lanes& lanes) {
-    move<Fragment>(lanes, true, [](const auto& element, auto& memory) { memory = element; });
+    move<Fragment>(lanes, emulation::Kind::write, [](const auto& element, auto& memory) { memory = element; });
   };
   emulation::collective("store_matrix_sync", 0xffffffff, &request, complete, site);
 }

@@ -69,7 +69,10 @@ __device__ void multiply(const FaultsArgs& args, const Round& round) {
   using namespace nvcuda::wmma;
   using Storage = decltype(round(0.0f));
   __shared__ __align__(32) Storage tile[256];
-  for (unsigned i = threadIdx.x; i < 256; i += 32) tile[i] = round(args.input[i]);
+  for (unsigned i = threadIdx.x; i < 256; i += 32) {
+    const Storage rounded = round(args.input[i]);
+    tile[i] = rounded;
+  }
   __syncwarp();
   fragment<accumulator, 16, 16, K, float> sum;
   fill_fragment(sum, 0.0f);
@@ -137,6 +140,17 @@ __global__ void missing_syncwarp_kernel(const FaultsArgs args) {
   __shared__ float tile[1024];
   tile[threadIdx.x] = args.input[threadIdx.x];
   args.output[threadIdx.x] = __shfl_xor_sync(kAll, tile[threadIdx.x ^ 1], 1);
+}
+__global__ void atomic_race_kernel(const FaultsArgs args) {
+  __shared__ int count;
+  if (threadIdx.x == 0) count = 0;
+  __syncthreads();
+  atomicAdd(&count, 1);
+  args.output[threadIdx.x] = static_cast<float>(count);
+}
+__global__ void unwritten_atomic_kernel(const FaultsArgs args) {
+  __shared__ int count;
+  args.output[threadIdx.x] = static_cast<float>(atomicAdd(&count, 1));
 }
 __global__ void returned_barrier_kernel(const FaultsArgs args) {
   if (threadIdx.x == 5) return;
@@ -216,6 +230,8 @@ cudaError_t launch_faults(const FaultsArgs& args, cudaStream_t stream) {
       FASTCNN_KERNEL(write_write_race_kernel),
       FASTCNN_KERNEL(other_warp_race_kernel),
       FASTCNN_KERNEL(missing_syncwarp_kernel),
+      FASTCNN_KERNEL(atomic_race_kernel),
+      FASTCNN_KERNEL(unwritten_atomic_kernel),
       FASTCNN_KERNEL(returned_barrier_kernel),
       FASTCNN_KERNEL(divergent_barrier_kernel),
       FASTCNN_KERNEL(missing_lane_kernel),
