@@ -224,7 +224,7 @@ struct WmmaTile {
 
  private:
   template <typename Fragment>
-  __device__ static void round(Fragment& fragment) {
+  __device__ static void round([[maybe_unused]] Fragment& fragment) {
 #ifdef FASTCNN_NEW_TENSOR_CORES
     if constexpr (sizeof(T) == 4) {
 #pragma unroll

@@ -14,6 +14,7 @@ from conditions import relative_error, tolerance
 from emulation import Emulator, Launch
 
 PASSES = ("forward", "grad_input", "grad_weight")  # enum Conv2dPass
+RESULT_LIKE = {"forward": "grad_output", "grad_input": "input", "grad_weight": "weight"}  # whose shape a result has
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 Pair = tuple[int, int]
 
@@ -61,6 +62,21 @@ class Case:
         fields = {f"{name}_{axis}": pair[d] for name, pair in pairs.items() for d, axis in enumerate("hw")}
         return fields | {"batch": self.n, "in_channels": self.c, "out_channels": self.k, "groups": self.groups}
 
+    def draw(self) -> dict[str, torch.Tensor]:
+        """Draw input, weight, grad_output and perhaps bias of random normals, all NHWC."""
+        generator = torch.Generator().manual_seed(self.terms)
+        shapes = {
+            "input": (self.n, *self.size, self.c),
+            "weight": (self.k, *self.kernel, self.c // self.groups),
+            "grad_output": (self.n, *self.out_size, self.k),
+        }
+        if self.bias and self.which == "forward":
+            shapes["bias"] = (self.k,)
+        return {
+            name: torch.randn(shape, generator=generator, dtype=torch.float64).to(self.dtype)
+            for name, shape in shapes.items()
+        }
+
 
 def draw_window(rng: random.Random, largest: int) -> dict[str, Any]:
     """Draw kernel, stride, padding, dilation and a size that the window fits into."""
@@ -86,40 +102,39 @@ def draw_rest(rng: random.Random, which: str) -> dict[str, Any]:
     )
 
 
-def run(emulator: Emulator, algorithm: str, case: Case) -> list[Launch]:
-    """Run a case as the host code does, and compare the result, or the sum of its parts, with float64."""
-    library = emulator.library(f"conv2d_{algorithm}")
-    generator = torch.Generator().manual_seed(case.terms)
+Tensors = dict[str, torch.Tensor]
 
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(case.dtype)
 
-    input = normal(case.n, *case.size, case.c)
-    weight = normal(case.k, *case.kernel, case.c // case.groups)
-    grad = normal(case.n, *case.out_size, case.k)
-    bias = normal(case.k) if case.bias and case.which == "forward" else None
-    relu = case.relu and case.which == "forward"
-    tensors = {"input": input, "weight": weight, "grad_output": grad}
-    unread = {"forward": "grad_output", "grad_input": "input", "grad_weight": "weight"}[case.which]
-    given = {name: emulator.tensor(t, offset=case.offset, name=name) for name, t in tensors.items() if name != unread}
-    if bias is not None:
-        given["bias"] = emulator.tensor(bias, offset=case.offset, name="bias")
-    fields = dict(dtype=case.dtype, geometry=case.geometry, capability=case.capability, tf32=case.tf32, relu=relu)
-    fields["pass"] = PASSES.index(case.which)
+def execute(
+    emulator: Emulator, algorithm: str, case: Case, tensors: Tensors, arch: int | None = None, seed: int = 0
+) -> tuple[torch.Tensor, list[Launch]]:
+    """Run a case as the host code does; return the result, or the parts of the weight's gradient."""
+    library = emulator.library(f"conv2d_{algorithm}", arch)
+    read = {"forward": ("input", "weight", "bias"), "grad_input": ("grad_output", "weight")}
+    names = read.get(case.which, ("input", "grad_output"))
+    given = {name: emulator.tensor(tensors[name], offset=case.offset, name=name) for name in names if name in tensors}
+    fields = dict(dtype=case.dtype, geometry=case.geometry, capability=case.capability, tf32=case.tf32)
+    fields |= {"pass": PASSES.index(case.which), "relu": case.relu and case.which == "forward"}
     args = library.struct("Conv2dArgs", **fields, **given)
-    shape, dtype = tensors[unread].shape, case.dtype
+    shape, dtype = tensors[RESULT_LIKE[case.which]].shape, case.dtype
     if case.which == "grad_weight":
         parts = library.call(f"conv2d_{algorithm}_parts", ctypes.byref(args), restype=ctypes.c_int64)
         dtype = torch.float64 if case.dtype == torch.float64 else torch.float32
         shape = torch.Size([parts, *shape])
     result = emulator.empty(shape, dtype, offset=case.offset)
     args.result = result.data_ptr()
-    launches = library.launch(f"launch_conv2d_{algorithm}", args)
+    launches = library.launch(f"launch_conv2d_{algorithm}", args, seed=seed)
+    return result, launches
 
-    expected = exact(case, input, weight, grad, bias)
+
+def compute(emulator: Emulator, algorithm: str, case: Case, arch: int | None = None) -> list[Launch]:
+    """Run a case, and compare the result, or the sum of its parts, with float64."""
+    tensors = case.draw()
+    result, launches = execute(emulator, algorithm, case, tensors, arch)
+    expected = exact(case, **tensors)
     got = result.double().sum(0) if case.which == "grad_weight" else result
     assert got.isfinite().all(), f"{int((~got.isfinite()).sum())} of {got.numel()} are not finite"
-    bound = tolerance(case.terms, dtype) + (2.0**-10 if uses_tf32(case, launches) else 0.0)
+    bound = tolerance(case.terms, result.dtype) + (2.0**-10 if uses_tf32(case, launches) else 0.0)
     error = relative_error(got, expected)
     assert error <= bound, f"error {error}, but at most {bound} expected"
     return launches
@@ -130,10 +145,14 @@ def uses_tf32(case: Case, launches: list[Launch]) -> bool:
 
 
 def exact(
-    case: Case, input: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, bias: torch.Tensor | None
+    case: Case,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    grad_output: torch.Tensor,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute the pass by torch in float64, NHWC in and out."""
-    x, w, g = (t.double().movedim(-1, 1) for t in (input, weight, grad))
+    x, w, g = (t.double().movedim(-1, 1) for t in (input, weight, grad_output))
     if case.which == "forward":
         options = (case.stride, case.padding, case.dilation, case.groups)
         y = F.conv2d(x, w, None if bias is None else bias.double(), *options)

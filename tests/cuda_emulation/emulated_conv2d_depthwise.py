@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from conv2d_cases import PASSES, Case, draw_rest, draw_window, run
+from conv2d_cases import PASSES, Case, compute, draw_rest, draw_window
 from emulated_kernels import Kernel, Mutation
 from emulation import Emulator, Launch
 
@@ -88,7 +88,7 @@ def configurations(rng: random.Random) -> Iterator[Case]:
 
 def check(emulator: Emulator, case: Case) -> list[Launch]:
     """Run a case."""
-    launches = run(emulator, "depthwise", case)
+    launches = compute(emulator, "depthwise", case)
     suffix = "grad_weight_kernel" if case.which == "grad_weight" else "kernel"
     assert {launch.kernel for launch in launches} == {f"conv2d_depthwise_{suffix}"}
     return launches

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 import torch
-from conv2d_cases import PASSES, Case, draw_rest, draw_window, run
+from conv2d_cases import PASSES, Case, compute, draw_rest, draw_window
 from emulated_kernels import Kernel, Mutation
 from emulation import Emulator, Launch
 
@@ -73,7 +73,7 @@ def configurations(rng: random.Random) -> Iterator[Case]:
 
 def check(emulator: Emulator, case: Case) -> list[Launch]:
     """Run a case, on the kernel that its dtype and capability ask for."""
-    launches = run(emulator, "gemm", case)
+    launches = compute(emulator, "gemm", case)
     modern = case.capability >= 80 and (case.dtype == torch.bfloat16 or (case.dtype == torch.float32 and case.tf32))
     wanted = "wmma" if modern or case.dtype == torch.float16 else "fma"
     assert {launch.kernel for launch in launches} == {f"conv2d_gemm_{wanted}_kernel"}
