@@ -1,10 +1,11 @@
-# make demo | test | test-models | bench | bench-peers | lint: each makes .venv on first use, installs into it what it
-# needs, and is quick the second time.
+# make demo | test | test-models | test-cuda | bench | bench-peers | bench-cuda | cuda-report | lint: each makes .venv on
+# first use, installs into it what it needs, and is quick the second time.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 PEERS_ARGS ?=
+CUDA_ARGS ?=
 
 venv := .venv
 bin := $(venv)/bin
@@ -14,7 +15,7 @@ sources := pyproject.toml setup.py CMakeLists.txt $(shell find csrc fastcnn buil
 	-not -path '*/__pycache__*' -not -path 'fastcnn/lib*' -not -name _build_info.json)
 cpp_sources = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-models bench bench-peers lint clean
+.PHONY: demo test test-models test-cuda test-cuda-sanitizers bench bench-peers bench-cuda cuda-report lint clean
 .DELETE_ON_ERROR:
 
 demo: $(venv)/.installed-train
@@ -28,6 +29,17 @@ test: $(venv)/.installed-test
 test-models: $(venv)/.installed-test
 	PYTHONSAFEPATH=1 $(bin)/pytest tests/conversion -m models $(PYTEST_ARGS)
 
+# Ops, modules and networks on a GPU; where there is none, each test says so and is skipped.
+test-cuda: $(venv)/.installed-test
+	PYTHONSAFEPATH=1 $(bin)/pytest -m cuda -rs $(PYTEST_ARGS)
+
+# The same under each tool of NVIDIA's compute-sanitizer, which comes with the CUDA toolkit: hours.
+test-cuda-sanitizers: $(venv)/.installed-test
+	for tool in memcheck racecheck initcheck synccheck; do \
+	    PYTHONSAFEPATH=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	        $(bin)/python -m pytest -m cuda -rs $(PYTEST_ARGS) || exit 1; \
+	done
+
 # Every layer of the networks against torch, and the report of it under docs/benchmarks/: hours. BENCH_ARGS=--targets
 # measures what answers every target, in about 25 minutes; BENCH_ARGS="--batches 8 --threads 2 -k conv" narrows it too.
 bench: $(venv)/.installed-bench
@@ -38,6 +50,15 @@ bench: $(venv)/.installed-bench
 # docs/benchmarks/: about two hours; PEERS_ARGS="--networks lenet,resnet18 --batches 1" narrows it.
 bench-peers: $(venv)/.installed-peers
 	PYTHONSAFEPATH= $(bin)/python benchmarks/bench_peers.py $(PEERS_ARGS)
+
+# On a GPU, every layer of the networks against cuDNN and against what memory and arithmetic allow; CUDA_ARGS="--batch 8
+# --kernel conv2d" narrows it.
+bench-cuda: $(venv)/.installed-bench
+	PYTHONSAFEPATH= $(bin)/python benchmarks/bench_cuda.py $(CUDA_ARGS)
+
+# What nvcc makes of the kernels on every architecture: registers, spills, occupancy, instructions. Needs nvcc, no GPU.
+cuda-report: $(venv)/.installed-cuda-report
+	$(bin)/python benchmarks/cuda_report.py $(CUDA_ARGS)
 
 lint: $(venv)/.installed-lint
 	$(bin)/ruff check

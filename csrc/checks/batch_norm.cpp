@@ -36,13 +36,17 @@ class PerChannelCheck {
   std::optional<at::ScalarType> dtype_;
 };
 
+void check_device(const at::Tensor& t, const char* name, const at::Tensor& other, const char* other_name) {
+  TORCH_CHECK(t.device() == other.device(), kOp, "Expected all tensors to be on the same device, but got ", other_name,
+              " on ", other.device(), " and ", name, " on ", t.device());
+}
+
 void check_same(const at::Tensor& t, const char* name, const at::Tensor& input) {
   TORCH_CHECK(t.sizes() == input.sizes(), kOp, "expected ", name, " of input's size ", input.sizes(), ", but got ",
               name, " of size ", t.sizes());
   TORCH_CHECK(t.scalar_type() == input.scalar_type(), kOp, "mixed dtype: ", name, " type (", t.scalar_type(),
               ") and input type (", input.scalar_type(), ") should be the same");
-  TORCH_CHECK(t.device() == input.device(), kOp, "Expected all tensors to be on the same device, but got input on ",
-              input.device(), " and ", name, " on ", t.device());
+  check_device(t, name, input, "input");
 }
 
 BatchNormGeometry geometry(const at::Tensor& input) {
@@ -98,15 +102,18 @@ BatchNormGeometry batch_norm_backward(const at::Tensor& grad_output, const at::T
   TORCH_CHECK(mask.scalar_type() == at::kByte && (mask.dim() == 1 || mask.sizes() == at::IntArrayRef(expected)), kOp,
               "expected mask to be uint8 of size ", at::IntArrayRef(expected), ", or [0] without ReLU, but got ",
               mask.scalar_type(), " of size ", mask.sizes());
+  check_device(mask, "mask", input, "input");
   return g;
 }
 
 void batch_norm_update(const at::Tensor& running_mean, const at::Tensor& running_var, const at::Tensor& mean,
                        const at::Tensor& var, int64_t rows) {
   TORCH_CHECK_VALUE(rows > 1, kOp, "Expected more than 1 value per channel when training, but got ", rows);
-  for (const auto& [running, batch] : {std::pair{running_mean, mean}, std::pair{running_var, var}})
+  for (const auto& [running, batch] : {std::pair{running_mean, mean}, std::pair{running_var, var}}) {
     TORCH_CHECK(running.sizes() == batch.sizes(), kOp, "expected running statistics of size ", batch.sizes(),
                 ", but got ", running.sizes());
+    check_device(running, "running statistics", batch, "the batch's");
+  }
 }
 
 }  // namespace fastcnn::checks

@@ -68,6 +68,11 @@ void check_output_shaped(const char* op, const char* name, at::IntArrayRef sizes
               ", but got ", name, " of size ", sizes);
 }
 
+void check_same_device(const char* op, const char* name, const at::Tensor& t, const at::Tensor& offsets) {
+  TORCH_CHECK(t.device() == offsets.device(), prefix(op), "Expected all tensors to be on the same device, but got ",
+              name, " on ", t.device(), " and offsets on ", offsets.device());
+}
+
 void check_floating(const char* op, const at::Tensor& t) {
   TORCH_CHECK_NOT_IMPLEMENTED(at::isFloatingType(t.scalar_type()) && t.element_size() > 1, prefix(op), "\"", op,
                               "\" not implemented for '", toString(t.scalar_type()), "'");
@@ -131,12 +136,14 @@ Pool2dGeometry max_pool2d_gather(const at::Tensor& values, const at::Tensor& off
                                  at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                                  bool ceil_mode) {
   check_floating("max_pool2d", values);
+  check_same_device("max_pool2d", "values", values, offsets);
   return max_pool2d_offsets(offsets, values.sizes(), kernel_size, stride, padding, dilation, ceil_mode);
 }
 
-void max_pool2d_grad_output(const at::Tensor& grad_output, const Pool2dGeometry& g) {
+void max_pool2d_grad_output(const at::Tensor& grad_output, const at::Tensor& offsets, const Pool2dGeometry& g) {
   check_output_shaped("max_pool2d_backward", "grad_output", grad_output.sizes(), g);
   check_floating("max_pool2d_backward", grad_output);
+  check_same_device("max_pool2d_backward", "grad_output", grad_output, offsets);
 }
 
 Pool2dGeometry avg_pool2d(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,

@@ -48,7 +48,7 @@ struct Switches {
 };
 
 // The calling thread's switches.
-Switches& current();
+FASTCNN_SHARED Switches& current();
 
 // Restores a forward's switches for its backward, which may run in another thread.
 class Guard {

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "../checks/checks.h"
+#include "../common/layout.h"
 #include "../common/switches.h"
 #include "../fallback.h"
 #include "dtypes.h"
@@ -17,22 +18,7 @@ namespace {
 using at::Tensor;
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-// A new tensor of the shape, dtype and memory format of `like`, written as rows: into its own memory where that is laid
-// out so, otherwise into a buffer that finish() copies.
-struct RowsResult {
-  Tensor result, rows;
-
-  RowsResult() = default;
-  explicit RowsResult(const Tensor& like)
-      : result(empty(like.sizes(), like.options().memory_format(like.suggest_memory_format()))),
-        rows(result.movedim(1, -1)) {
-    if (!rows.is_contiguous()) rows = empty(rows.sizes(), like.options());
-  }
-  Tensor finish() const {
-    if (result.data_ptr() != rows.data_ptr()) result.copy_(rows.movedim(-1, 1));
-    return result;
-  }
-};
+using RowsResult = layout::RowsResult<empty>;
 
 // (output, mean, var, mask). Without mean and var by the batch's own statistics.
 template <typename T>

@@ -4,12 +4,12 @@
 #include <cmath>
 
 #include "../common/backends.h"
+#include "../common/layout.h"
 #include "batch_norm.h"
 #include "capability.h"
 #include "dtypes.h"
 #include "memory.h"
 #include "parallel.h"
-#include "rows.h"
 
 namespace fastcnn::cpu {
 namespace {
@@ -107,15 +107,11 @@ at::Tensor channel_tensor(const std::vector<double>& values, const at::Tensor& l
   return t.to(dtype);
 }
 
-at::Tensor rows_of(const at::Tensor& t, at::ScalarType dtype) {
-  const at::Tensor rows = t.movedim(1, -1);
-  if (rows.scalar_type() == dtype && row_stride(rows).has_value()) return rows;
-  return empty(rows.sizes(), t.options().dtype(dtype)).copy_(rows);
-}
+at::Tensor rows_of(const at::Tensor& t, at::ScalarType dtype) { return layout::rows_of<empty>(t, dtype); }
 
 template <typename T>
 Rows<const T> const_rows(const at::Tensor& rows) {
-  return {data_of<T>(rows), row_stride(rows).value()};
+  return {data_of<T>(rows), layout::row_stride(rows).value()};
 }
 
 template <typename T>

@@ -3,15 +3,14 @@
 #include <algorithm>
 
 #include "../common/backends.h"
+#include "../common/layout.h"
 #include "conv2d.h"
 #include "memory.h"
 #include "parallel.h"
-#include "rows.h"
 
 namespace fastcnn::cpu {
 namespace {
 
-constexpr auto kNhwc = at::MemoryFormat::ChannelsLast;
 constexpr int64_t kPartRows = 1024;  // rows of channels that one task sums
 
 }  // namespace
@@ -20,15 +19,15 @@ template <typename T>
 std::tuple<at::Tensor, at::Tensor> conv2d_grad_output(const at::Tensor& grad_output, const at::Tensor& activated,
                                                       bool sums) {
   const int64_t channels = grad_output.size(1), rows = grad_output.numel() / std::max<int64_t>(1, channels);
-  const std::optional<int64_t> apart = row_stride(grad_output.movedim(1, -1));
-  const at::Tensor source = apart ? grad_output : grad_output.contiguous(kNhwc);
+  const std::optional<int64_t> apart = layout::row_stride(grad_output.movedim(1, -1));
+  const at::Tensor source = apart ? grad_output : grad_output.contiguous(layout::kNhwc);
   const int64_t grad_stride = apart.value_or(channels);
   const bool copies = activated.defined() || grad_stride != channels;
   if (!copies && !sums) return {source, at::Tensor()};
   backends::record_kernel("conv2d_grad_output");
   const at::Tensor mask = activated.defined() ? activated.contiguous() : activated;
   const int64_t mask_stride = ceil_div(channels, 8);
-  const at::Tensor result = copies ? empty(source.sizes(), source.options(), kNhwc) : source;
+  const at::Tensor result = copies ? empty(source.sizes(), source.options(), layout::kNhwc) : source;
   const int64_t parts = ceil_div(rows, kPartRows);
   const at::Tensor partial = zeros({sums ? parts : 0, channels}, at::kDouble);
   const T* grad_data = data_of<T>(source);

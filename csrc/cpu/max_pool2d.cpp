@@ -130,7 +130,7 @@ Tensor max_pool2d_backward_cpu(const Tensor& grad_output, const Tensor& offsets,
                                bool ceil_mode, at::MemoryFormat memory_format) {
   const Pool2dGeometry g =
       checks::max_pool2d_offsets(offsets, input_size, kernel_size, stride, padding, dilation, ceil_mode);
-  checks::max_pool2d_grad_output(grad_output, g);
+  checks::max_pool2d_grad_output(grad_output, offsets, g);
   const Tensor nhwc_offsets = offsets.contiguous(kNhwc);
   return filled(input_size, grad_output.options(), memory_format, [&](const Tensor& grad_input) {
     with_element(grad_input.scalar_type(),

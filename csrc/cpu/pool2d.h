@@ -1,5 +1,4 @@
-// What the pooling ops share on the CPU: the windows along each axis as tables, the split of work over threads, and the
-// way from the caller's layout to dense NHWC and back.
+// What the pooling ops share on the CPU: the windows along each axis as tables, and the split of work over threads.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -7,6 +6,7 @@
 #include <vector>
 
 #include "../common/geometry.h"
+#include "../common/layout.h"
 #include "capability.h"
 #include "dtypes.h"
 #include "memory.h"
@@ -14,7 +14,7 @@
 
 namespace fastcnn::cpu {
 
-constexpr auto kNhwc = at::MemoryFormat::ChannelsLast;
+using layout::kNhwc;
 
 // The windows of a regular pooling along one axis. Their divisors are the taps inside the padded image, or only those
 // inside the image itself.
@@ -51,25 +51,13 @@ void over_rows(const Args& args, int64_t rows, int64_t elements_per_row, void (*
   });
 }
 
-// `nhwc` itself where its strides are those of the format, otherwise a copy. (`contiguous` would leave the strides of
-// one-channel and one-pixel images, which are dense in either format.)
 inline at::Tensor in_format(const at::Tensor& nhwc, at::MemoryFormat format) {
-  return format == kNhwc ? nhwc : empty(nhwc.sizes(), nhwc.options(), format).copy_(nhwc);
+  return layout::in_format<empty>(nhwc, format);
 }
 
-// A result of the caller's format. `fill` gets a dense NHWC tensor to write: the result itself where its memory is
-// that.
 template <typename Fill>
 at::Tensor filled(at::IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format, const Fill& fill) {
-  const at::Tensor result = empty(sizes, options, format);
-  if (result.numel() == 0) return result;
-  if (result.is_contiguous(kNhwc)) {
-    fill(result);
-    return result;
-  }
-  const at::Tensor nhwc = empty(sizes, options, kNhwc);
-  fill(nhwc);
-  return result.copy_(nhwc);
+  return layout::filled<empty>(sizes, options, format, fill);
 }
 
 }  // namespace fastcnn::cpu

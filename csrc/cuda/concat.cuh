@@ -7,7 +7,7 @@ namespace fastcnn::cuda {
 // One input for each blockIdx.y. Unit is as wide as concat_unit_bytes says; Index is 32 bits wide where the output
 // allows it, as a division of 64 bits costs several times as much.
 template <typename Unit, typename Index>
-__global__ void concat_kernel(const ConcatArgs args) {
+__global__ void __launch_bounds__(kConcatThreads) concat_kernel(const ConcatArgs args) {
   const ConcatInput& input = args.inputs[blockIdx.y];
   const Unit* in = reinterpret_cast<const Unit*>(input.data);
   Unit* out = reinterpret_cast<Unit*>(args.output + input.offset);

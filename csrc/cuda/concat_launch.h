@@ -15,6 +15,7 @@ struct ConcatInput {
 
 // 64 inputs of 24 bytes keep the arguments well under the 4 KiB that every GPU takes; no network here joins as many.
 constexpr int kMaxConcatInputs = 64;
+constexpr int kConcatThreads = 256;  // of a block
 
 struct ConcatArgs {
   char* output;  // [rows, row_bytes]

@@ -1,7 +1,7 @@
 // The values of one run: where they lie, and inputs of other layouts copied to NHWC.
 #include <ATen/ops/empty.h>
 
-#include "../cpu/rows.h"
+#include "../common/layout.h"
 #include "steps.h"
 
 namespace fastcnn::plan {
@@ -45,7 +45,7 @@ cpu::ImageView<float> Call::nhwc(int64_t value) {
   const Value& v = spec_.values[value];
   if (v.storage != Storage::input) return image(value);
   const at::Tensor pixels = pixels_first(inputs_[v.place]);
-  if (const auto pitch = cpu::row_stride(pixels)) return view(pixels.const_data_ptr<float>(), batch_, v, *pitch);
+  if (const auto pitch = layout::row_stride(pixels)) return view(pixels.const_data_ptr<float>(), batch_, v, *pitch);
   at::Tensor& copy = copies_[v.place];
   if (!copy.defined()) copy = at::empty(pixels.sizes(), pixels.options()).copy_(pixels);
   return view(copy.const_data_ptr<float>(), batch_, v, v.channels);

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import gpu
 import torch
 
-from fastcnn import _library
 from fastcnn.ops import concat
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() or _library.cuda_missing_reason() is not None,
-        reason=f"no GPU, or no CUDA library: {_library.cuda_missing_reason()}",
-    ),
-]
+pytestmark = gpu.MARKS
 
 SHAPES = [
     ([(5,), (0,), (3,)], 0),

@@ -1,0 +1,156 @@
+"""The least time that the layers of the networks can take on two GPUs: python benchmarks/cuda_roofline.py
+
+Nothing here is measured. Every tensor of a pass moves once at the memory's bandwidth, every operation runs at the
+peak of the unit that does it; the slower of the two is the roofline (Williams, Waterman, Patterson 2009). Launches,
+caches and the shape of tiles are left out, so a kernel takes longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from layers import NETWORKS, Layer, distinct_layers
+
+BATCH = 32
+ELEMENT_BYTES = {"float32": 4, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Peaks from the maker's papers: bytes/s, and operations/s of convolutions and of the other ops."""
+
+    name: str
+    bandwidth: float
+    matrix: dict[str, float]  # of tensor cores without sparsity, accumulating in float32; float32's by TF32
+    vector: float  # float32 on CUDA cores
+
+
+# "NVIDIA H100 Tensor Core GPU Architecture", H100 SXM5; "NVIDIA Ada GPU Architecture", appendix A, GeForce RTX 4090.
+H100 = Gpu("H100", 3352e9, {"float32": 494.7e12, "float16": 989.4e12}, 66.9e12)
+RTX4090 = Gpu("RTX 4090", 1008e9, {"float32": 82.6e12, "float16": 165.2e12}, 82.6e12)
+GPUS = (H100, RTX4090)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one kernel, or one pair of them, moves and computes for a layer."""
+
+    network: str
+    kernel: str
+    layer: str
+    input: str
+    elements: float  # of the tensors' dtype, each read or written once
+    other_bytes: float  # float32 statistics, masks, offsets
+    operations: float  # a multiplication and an addition are two
+    on_tensor_cores: bool
+
+    def bytes(self, dtype: str) -> float:
+        """Bytes moved at least."""
+        return self.elements * ELEMENT_BYTES[dtype] + self.other_bytes
+
+    def seconds(self, gpu: Gpu, dtype: str) -> float:
+        """The roofline."""
+        peak = gpu.matrix[dtype] if self.on_tensor_cores else gpu.vector
+        return max(self.bytes(dtype) / gpu.bandwidth, self.operations / peak)
+
+
+def passes(layer: Layer, batch: int = BATCH) -> Iterator[Pass]:
+    """The passes of a layer in training: forward, then what its backward launches."""
+    image = batch * layer.channels * layer.height * layer.width
+    out_channels = layer.weight[0] if layer.weight else layer.channels
+    output = batch * out_channels * out_size(layer, layer.height) * out_size(layer, layer.width)
+    base = Pass(layer.network, "", layer.name, f"{layer.channels}x{layer.height}x{layer.width}", 0, 0, 0, False)
+    if layer.weight:
+        out, in_channels, height, width = layer.weight
+        weight = out * in_channels * height * width
+        conv = replace(base, operations=layer.flop(batch), elements=image + weight + output, on_tensor_cores=True)
+        yield replace(conv, kernel="conv2d", elements=conv.elements + out)
+        if layer.channels > 3:  # images need no gradient
+            yield replace(conv, kernel="conv2d, gradient of input")
+        yield replace(conv, kernel="conv2d, gradient of weight", elements=conv.elements + out)
+    elif layer.op == "max_pool2d":
+        window = output * layer.kernel**2
+        yield replace(base, kernel="max_pool2d", elements=image + output, other_bytes=output, operations=window)
+        yield replace(
+            base, kernel="max_pool2d, backward", elements=image + output, other_bytes=output, operations=output
+        )
+    elif layer.op == "avg_pool2d":
+        pool = replace(base, elements=image + output, operations=output * layer.kernel**2)
+        yield replace(pool, kernel="avg_pool2d")
+        yield replace(pool, kernel="avg_pool2d, backward")
+    elif layer.op == "batch_norm_relu":
+        channels, mask = 4 * layer.channels, image / 8
+        # Statistics read the input; normalising reads it again, writes the output and the ReLU's mask; each of the
+        # two passes of backward reads gradient, input and mask, and the second one writes a gradient.
+        yield replace(
+            base, kernel="batch_norm, statistics", elements=image, other_bytes=2 * channels, operations=4 * image
+        )
+        norm = replace(base, elements=2 * image, other_bytes=mask + 4 * channels)
+        yield replace(norm, kernel="batch_norm, normalise + ReLU", operations=3 * image)
+        yield replace(norm, kernel="batch_norm, backward sums", operations=5 * image)
+        yield replace(norm, kernel="batch_norm, gradient of input", elements=3 * image, operations=5 * image)
+    else:
+        yield replace(base, kernel="concat", elements=2 * image)
+
+
+def out_size(layer: Layer, size: int) -> int:
+    """Height or width of what comes out."""
+    return (size + 2 * layer.padding - layer.kernel) // layer.stride + 1 if layer.kernel else size
+
+
+HEAD = ["MB", "op/byte", *(f"{gpu.name} µs" for gpu in GPUS)]
+
+
+def cells(group: list[Pass]) -> list[str]:
+    """Bytes, intensity and time in both dtypes, summed over a group of passes."""
+    found = []
+    for dtype in ELEMENT_BYTES:
+        moved = sum(p.bytes(dtype) for p in group)
+        found += [f"{moved / 1e6:.1f}", f"{sum(p.operations for p in group) / moved:.1f}"]
+        found += [f"{1e6 * sum(p.seconds(gpu, dtype) for p in group):.1f}" for gpu in GPUS]
+    return found
+
+
+def rows(first: list[str], groups: dict[tuple[str, ...], list[Pass]]) -> Iterator[str]:
+    """A table in Markdown."""
+    yield line([*first, "GFLOP", *(f"{dtype}: {head}" for dtype in ELEMENT_BYTES for head in HEAD)])
+    yield line(["---"] * len(first) + ["--:"] * (1 + 2 * len(HEAD)))
+    for key, group in groups.items():
+        yield line([*key, f"{sum(p.operations for p in group) / 1e9:.3f}", *cells(group)])
+
+
+def line(values: list[str]) -> str:
+    """One row of it."""
+    return "| " + " | ".join(values) + " |"
+
+
+def page() -> str:
+    """The whole page."""
+    found = [p for layer in distinct_layers() if layer.network in NETWORKS for p in passes(layer)]
+    sums: dict[tuple[str, ...], list[Pass]] = {}
+    for p in found:
+        sums.setdefault((p.network, p.kernel), []).append(p)
+    each = {(p.network, p.kernel, p.layer, p.input): [p] for p in found}
+    peaks = [
+        f"- {gpu.name}: {gpu.bandwidth / 1e12:.2f} TB/s; {gpu.matrix['float32'] / 1e12:.0f} TFLOP/s on tensor cores in "
+        f"TF32 and {gpu.matrix['float16'] / 1e12:.0f} in float16 and bfloat16; {gpu.vector / 1e12:.0f} on CUDA cores"
+        for gpu in GPUS
+    ]
+    parts = [
+        "# Rooflines of the CUDA kernels",
+        "Written by `python benchmarks/cuda_roofline.py`; computed, not measured. See [cuda.md](cuda.md).\n",
+        f"Batch {BATCH}, training. Every tensor moves once; every operation runs at the peak; the time is the longer "
+        "of the two. A layer that is there several times counts once, with the first network that has it. Peaks, from "
+        "the maker's papers:\n",
+        *peaks,
+        "\n## Sums over each network's layers\n",
+        *rows(["network", "pass"], sums),
+        "\n## Every layer\n",
+        *rows(["network", "pass", "layer", "input"], each),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,237 @@
+// Direct convolution for groups of few channels, where tiles of a GEMM would be mostly empty: a block keeps the patch
+// of the image under a tile of positions in shared memory, zeros around the image included.
+#pragma once
+#include "conv2d_window.cuh"
+
+namespace fastcnn::cuda {
+
+constexpr int kDirectThreads = 128;
+constexpr int kDirectQuad = 4;        // channels of the result that a thread computes, of one group
+constexpr int kDirectPixels = 8;      // positions that it computes them at
+constexpr int kDirectQuads = 16;      // quads of a block, at most: p.block_vectors
+constexpr int kDirectDepth = 32;      // taps and channels whose weights are in shared memory at a time
+constexpr int kPatchBytes = 24576;    // of the image; with the weights, within the 48 KiB that every GPU has
+constexpr int kDirectRows = 4;        // taps and channels that a thread of the weight's gradient sums for its quad
+constexpr int kGradTileBytes = 8192;  // of grad_output in the weight's gradient
+
+// A group's channels in quads: number `quad` of all groups' belongs to a group and begins at a channel of it.
+struct Quad {
+  int group, channel;
+};
+__device__ inline Quad quad_at(int quad, int group_channels) {
+  const int quads = (group_channels + kDirectQuad - 1) / kDirectQuad;
+  return {quad / quads, quad % quads * kDirectQuad};
+}
+
+// A tile of the result's positions in image n, and the patch of the image that its windows cover.
+struct PatchTile {
+  int n, y, x;           // the first position
+  int rows, columns;     // positions that exist
+  int patch_y, patch_x;  // the patch's first element
+};
+__device__ inline PatchTile patch_tile(const Conv2dProblem& p, uint32_t tile, const WindowAxis& h,
+                                       const WindowAxis& w) {
+  const uint32_t across = (w.positions + p.tile_w - 1) / p.tile_w, down = (h.positions + p.tile_h - 1) / p.tile_h;
+  PatchTile t;
+  t.x = tile % across * p.tile_w, tile /= across;
+  t.y = tile % down * p.tile_h, t.n = tile / down;
+  t.rows = min(p.tile_h, h.positions - t.y), t.columns = min(p.tile_w, w.positions - t.x);
+  t.patch_y = t.y * h.step + h.origin + min(0, (h.taps - 1) * h.tap_step);
+  t.patch_x = t.x * w.step + w.origin + min(0, (w.taps - 1) * w.tap_step);
+  return t;
+}
+
+// Copies channels [first, first + chunk) of the block's groups into the patch [patch_h, patch_w, block_groups, chunk];
+// zeros outside the image and beyond a group's or the image's channels.
+template <typename T>
+__device__ inline void load_patch(const Conv2dProblem& p, const PatchTile& t, const WindowAxis& h, const WindowAxis& w,
+                                  const T* image, int first_group, int group_channels, int first, T* patch) {
+  const int channels = p.groups * group_channels, pitch = p.block_groups * p.chunk;
+  const int units = pitch / p.patch_unit;
+  for (int i = threadIdx.x; i < p.patch_h * p.patch_w * units; i += kDirectThreads) {
+    const int pixel = p.patch_units.divide(i), at = (i - pixel * units) * p.patch_unit;
+    const int patch_row = p.patch_columns.divide(pixel), block_group = p.chunks.divide(at);
+    const int y = t.patch_y + patch_row, x = t.patch_x + pixel - patch_row * p.patch_w;
+    const int group = first_group + block_group, c = first + at - block_group * p.chunk;
+    const bool inside = is_inside(y, h.image) && is_inside(x, w.image) && group < p.groups && c < group_channels;
+    const int64_t row = (static_cast<int64_t>(t.n) * h.image + y) * w.image + x;
+    const T* from = image + row * channels + group * group_channels + c;
+    T* to = patch + pixel * pitch + at;
+    if (p.patch_unit == 1) {
+      *to = inside ? *from : from_compute<T>(0);
+    } else {
+      store_vector(to, inside ? load_vector(from) : Vec<T>{});
+    }
+  }
+}
+
+// The output, or the gradient of the input (one phase after the other).
+template <typename T>
+__global__ __launch_bounds__(kDirectThreads, 3) void conv2d_direct_kernel(const Conv2dProblem p) {
+  using C = Compute<T>;
+  alignas(16) __shared__ T patch[kPatchBytes / sizeof(T)];
+  alignas(16) __shared__ C weights[kDirectDepth][kDirectQuads * kDirectQuad];
+
+  // 1. The block's quads, phase and tile; the thread's quad and positions, which lie p.block_slices apart.
+  const bool forward = p.pass == Conv2dPass::forward;
+  const int depth = forward ? p.group_in : p.group_out, lanes = forward ? p.group_out : p.group_in;
+  uint32_t index = blockIdx.x;
+  const int first_quad = index % p.tiles_n * p.block_vectors;
+  index /= p.tiles_n;
+  const int tile = index % p.tiles_m, phase = index / p.tiles_m;
+  const WindowAxis h = window_axis(p.h, p.pass, phase / p.phases_w), w = window_axis(p.w, p.pass, phase % p.phases_w);
+  const PatchTile t = patch_tile(p, tile, h, w);
+  if (t.n >= p.batch) return;
+  const Quad quad = quad_at(first_quad + static_cast<int>(threadIdx.x) % p.block_vectors, lanes);
+  const int first_group = quad_at(first_quad, lanes).group;
+  const int pitch = p.block_groups * p.chunk, slice = static_cast<int>(threadIdx.x) / p.block_vectors;
+  // Where tap 0 lies in the patch: taps may go backwards.
+  const int tap_y = max(0, (1 - h.taps) * h.tap_step), tap_x = max(0, (1 - w.taps) * w.tap_step);
+  int at[kDirectPixels];
+#pragma unroll
+  for (int i = 0; i < kDirectPixels; ++i) {
+    const int pixel = min(slice + i * p.block_slices, p.tile_h * p.tile_w - 1);
+    const int y = pixel / p.tile_w * h.step + tap_y, x = pixel % p.tile_w * w.step + tap_x;
+    at[i] = (y * p.patch_w + x) * pitch + (quad.group - first_group) * p.chunk;
+  }
+
+  // 2. Some channels at a time, and of them some weights at a time; a thread stages those of one channel of the result.
+  const int block_lanes = p.block_vectors * kDirectQuad, staged_lane = static_cast<int>(threadIdx.x) % block_lanes;
+  const int staged_depth = static_cast<int>(threadIdx.x) / block_lanes;
+  const Quad of = quad_at(first_quad + staged_lane / kDirectQuad, lanes);
+  const int64_t lane_group = of.group;
+  const int lane = of.channel + staged_lane % kDirectQuad;
+  C sums[kDirectPixels][kDirectQuad] = {};
+  const T* image = static_cast<const T*>(forward ? p.input : p.grad_output);
+  const int terms = h.taps * w.taps * p.chunk;
+  for (int first = 0; first < depth && terms > 0; first += p.chunk) {
+    __syncthreads();
+    load_patch(p, t, h, w, image, first_group, depth, first, patch);
+    TapPosition tap = {0, 0, 0}, staged = {0, 0, 0};
+    staged.add(staged_depth, p.chunk, w.taps);
+    for (int term = 0; term < terms; term += kDirectDepth) {
+      const int count = min(kDirectDepth, terms - term);
+      __syncthreads();
+      for (int d = staged_depth; d < kDirectDepth; d += kDirectThreads / block_lanes) {
+        const int kh = h.first_tap + staged.h * h.kernel_step, kw = w.first_tap + staged.w * w.kernel_step;
+        const int c = first + staged.c;
+        const int64_t k = lane_group * p.group_out + (forward ? lane : c);
+        const int64_t from = k * p.kernel_row + (kh * p.w.kernel + kw) * p.group_in + (forward ? c : lane);
+        const bool exists = lane_group < p.groups && lane < lanes && c < depth && d < count;
+        weights[d][staged_lane] = exists ? to_compute(static_cast<const T*>(p.weight)[from]) : C(0);
+        staged.add(kDirectThreads / block_lanes, p.chunk, w.taps);
+      }
+      __syncthreads();
+      for (int d = 0; d < count; ++d) {
+        const int offset = (tap.h * h.tap_step * p.patch_w + tap.w * w.tap_step) * pitch + tap.c;
+        const C* weight = &weights[d][threadIdx.x % p.block_vectors * kDirectQuad];
+        C quad_weights[kDirectQuad];
+#pragma unroll
+        for (int e = 0; e < kDirectQuad; ++e) quad_weights[e] = weight[e];
+#pragma unroll
+        for (int i = 0; i < kDirectPixels; ++i) {
+          const C value = to_compute(patch[at[i] + offset]);
+#pragma unroll
+          for (int e = 0; e < kDirectQuad; ++e) sums[i][e] += value * quad_weights[e];
+        }
+        tap.add(1, p.chunk, w.taps);
+      }
+    }
+  }
+
+  // 3. Bias, ReLU and rounding.
+  if (quad.group >= p.groups) return;
+  const int64_t channel = static_cast<int64_t>(quad.group) * lanes + quad.channel;
+#pragma unroll
+  for (int i = 0; i < kDirectPixels; ++i) {
+    const int pixel = slice + i * p.block_slices, y = pixel / p.tile_w, x = pixel % p.tile_w;
+    if (y >= t.rows || x >= t.columns) continue;
+    const int64_t to = result_offset({t.n, t.y + y, t.x + x}, h, w, p.groups * lanes) + channel;
+#pragma unroll
+    for (int e = 0; e < kDirectQuad; ++e) {
+      if (quad.channel + e >= lanes) break;
+      const C bias = p.bias != nullptr ? to_compute(static_cast<const T*>(p.bias)[channel + e]) : C(0);
+      static_cast<T*>(p.result)[to + e] = from_compute<T>(finish(sums[i][e], bias, p.relu));
+    }
+  }
+}
+
+// The weight's gradient over every parts-th tile of positions, from tile `part` on. A thread sums kDirectRows taps and
+// channels of a quad's output channels; where a block's groups have few of them, p.block_slices threads share the
+// positions, and each leaves a part: [part, slice, out_channels, kernel_row].
+template <typename T>
+__global__ __launch_bounds__(kDirectThreads, 3) void conv2d_direct_grad_weight_kernel(const Conv2dProblem p) {
+  using C = Compute<T>;
+  alignas(16) __shared__ T patch[kPatchBytes / sizeof(T)];
+  alignas(16) __shared__ T grads[kGradTileBytes / sizeof(T)];
+
+  // 1. The block's groups; the thread's quad, rows and slice of the positions.
+  uint32_t index = blockIdx.x;
+  const int unit_tile = index % p.tiles_m;
+  index /= p.tiles_m;
+  const int first_group = index % p.tiles_n * p.block_groups, part = index / p.tiles_n;
+  const WindowAxis h = window_axis(p.h, Conv2dPass::grad_weight, 0), w = window_axis(p.w, Conv2dPass::grad_weight, 0);
+  const int quads = (p.group_out + kDirectQuad - 1) / kDirectQuad;
+  const int row_units = (p.kernel_row + kDirectRows - 1) / kDirectRows, units = p.block_groups * quads * row_units;
+  const int thread_unit = unit_tile * kDirectThreads + static_cast<int>(threadIdx.x);
+  const int slice = thread_unit / units, unit = thread_unit % units;
+  const bool works = slice < p.block_slices;
+  const int row = unit % row_units * kDirectRows, quad = unit / row_units;  // the quad's number in the block
+  const int group = quad / quads, channel = quad % quads * kDirectQuad;
+  const int pitch = p.block_groups * p.chunk, grad_pitch = p.block_groups * quads * kDirectQuad;
+  int at[kDirectRows];
+#pragma unroll
+  for (int r = 0; r < kDirectRows; ++r) {
+    const int term = min(row + r, p.kernel_row - 1), tap = term / p.group_in;
+    at[r] = (tap / w.taps * h.tap_step * p.patch_w + tap % w.taps * w.tap_step) * pitch + group * p.chunk +
+            term % p.group_in;
+  }
+
+  // 2. Tile after tile.
+  C sums[kDirectRows][kDirectQuad] = {};
+  for (int64_t tile = part; tile < p.patch_tiles; tile += p.parts) {
+    const PatchTile t = patch_tile(p, static_cast<uint32_t>(tile), h, w);
+    __syncthreads();
+    load_patch(p, t, h, w, static_cast<const T*>(p.input), first_group, p.group_in, 0, patch);
+    for (int i = threadIdx.x; i < t.rows * p.tile_w * grad_pitch; i += kDirectThreads) {
+      const int pixel = p.grad_pitches.divide(i), y = p.tile_columns.divide(pixel), x = pixel - y * p.tile_w;
+      if (x >= t.columns) continue;
+      const int lane = i - pixel * grad_pitch, of = first_group + lane / (quads * kDirectQuad);
+      const int k = lane % (quads * kDirectQuad);
+      const int64_t from = (static_cast<int64_t>(t.n) * h.positions + t.y + y) * w.positions + t.x + x;
+      grads[i] = of < p.groups && k < p.group_out
+                     ? static_cast<const T*>(p.grad_output)[from * p.out_channels + of * p.group_out + k]
+                     : from_compute<T>(0);
+    }
+    __syncthreads();
+    for (int y = 0, x = slice; works; x += p.block_slices) {
+      for (; x >= t.columns; x -= t.columns) ++y;
+      if (y >= t.rows) break;
+      const T* grad = grads + (y * p.tile_w + x) * grad_pitch + quad * kDirectQuad;
+      const T* values = patch + (y * h.step * p.patch_w + x * w.step) * pitch;
+      C quad_grads[kDirectQuad];
+#pragma unroll
+      for (int e = 0; e < kDirectQuad; ++e) quad_grads[e] = to_compute(grad[e]);
+#pragma unroll
+      for (int r = 0; r < kDirectRows; ++r) {
+        const C value = to_compute(values[at[r]]);
+#pragma unroll
+        for (int e = 0; e < kDirectQuad; ++e) sums[r][e] += value * quad_grads[e];
+      }
+    }
+  }
+
+  // 3. The thread's part of the gradient.
+  if (!works || first_group + group >= p.groups) return;
+#pragma unroll
+  for (int e = 0; e < kDirectQuad; ++e) {
+    if (channel + e >= p.group_out) break;
+    const int64_t k = (static_cast<int64_t>(part) * p.block_slices + slice) * p.out_channels +
+                      (first_group + group) * p.group_out + channel + e;
+#pragma unroll
+    for (int r = 0; r < kDirectRows; ++r)
+      if (row + r < p.kernel_row) static_cast<C*>(p.result)[k * p.kernel_row + row + r] = sums[r][e];
+  }
+}
+
+}  // namespace fastcnn::cuda

@@ -1,0 +1,46 @@
+"""The rooflines: bytes and operations of known layers, and the page that is written from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cuda_roofline
+import pytest
+from cuda_roofline import H100, RTX4090, passes
+from layers import Layer
+
+
+def layer(op: str, **fields: object) -> Layer:
+    sizes = {"channels": 64, "height": 8, "width": 8, "kernel": 0, **fields}
+    return Layer("some", op, op, ours=abs, theirs=abs, **sizes)  # type: ignore[arg-type]
+
+
+def test_roofline_counts_a_convolution() -> None:
+    found = {p.kernel: p for p in passes(layer("conv2d", kernel=3, padding=1, weight=(128, 64, 3, 3)), batch=2)}
+    forward = found["conv2d"]
+    assert forward.operations == 2 * 2 * 8 * 8 * 128 * 64 * 9
+    assert forward.bytes("float32") == 4 * (2 * 64 * 64 + 128 * 64 * 9 + 2 * 128 * 64 + 128)
+    assert found["conv2d, gradient of input"].bytes("float16") == 2 * (2 * 64 * 64 + 128 * 64 * 9 + 2 * 128 * 64)
+    assert list(found) == ["conv2d", "conv2d, gradient of input", "conv2d, gradient of weight"]
+
+
+def test_roofline_counts_what_training_keeps() -> None:
+    pool = next(passes(layer("max_pool2d", kernel=2, stride=2), batch=1))
+    assert pool.bytes("float32") == 4 * (64 * 64 + 64 * 16) + 64 * 16
+    norm = list(passes(layer("batch_norm_relu"), batch=1))[1]
+    assert norm.bytes("float16") == 2 * 2 * 64 * 64 + 64 * 64 / 8 + 4 * 4 * 64
+    joined = next(passes(layer("concat", parts=(32, 32)), batch=1))
+    assert (joined.bytes("float32"), joined.operations) == (2 * 4 * 64 * 64, 0)
+
+
+def test_roofline_is_the_slower_of_memory_and_arithmetic() -> None:
+    sizes = [(4, 1), (1024, 3)]
+    few, many = (next(passes(layer("conv2d", channels=c, kernel=k, weight=(c, c, k, k)), batch=512)) for c, k in sizes)
+    for gpu in (H100, RTX4090):
+        assert few.seconds(gpu, "float32") == few.bytes("float32") / gpu.bandwidth
+        assert many.seconds(gpu, "float16") == pytest.approx(many.operations / gpu.matrix["float16"])
+
+
+def test_roofline_page_is_the_one_in_docs() -> None:
+    page = Path(__file__).parents[2] / "docs" / "cuda-roofline.md"
+    assert page.read_text() == cuda_roofline.page(), "run: python benchmarks/cuda_roofline.py > docs/cuda-roofline.md"

@@ -1,0 +1,123 @@
+"""grad_output through a fused ReLU with its sums, and sums of parts."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from conditions import relative_error, tolerance
+from conv2d_cases import DTYPES
+from emulated_kernels import Kernel, Mutation
+from emulation import Emulator, Launch
+
+KERNELS = [
+    Kernel(
+        "conv2d_grad_output_kernel",
+        "conv2d_sums.cuh",
+        [
+            Mutation("arithmetic", "(v * kLanes + e) & 1) == 0", "(v * kLanes + e) & 1) != 0"),
+            Mutation("index", "row * mask_row + c / kMaskLanes", "row * mask_row"),
+            Mutation(
+                "bounds",
+                "const int64_t mask_row = (a.channels + kMaskLanes - 1)",
+                "const int64_t mask_row = (a.channels + kMaskLanes)",
+            ),
+            Mutation("unwritten", "sums[e];\n  __syncthreads();", "sums[e];"),
+            Mutation("bounds", "if (first_channel + i >= a.channels) break;", ""),
+            Mutation("index", "row += slices", "row += 2 * slices"),
+            Mutation(
+                "geometry",
+                "static_cast<unsigned>(conv2d_grad_output_parts(args) * p.tiles)",
+                "0",
+                "conv2d_sums_launch.cu",
+            ),
+            Mutation(
+                "bounds", "is_aligned(args.channels * element_bytes(args.dtype)) && ", "", "conv2d_sums_launch.cu"
+            ),
+        ],
+    ),
+    Kernel(
+        "conv2d_sum_parts_kernel",
+        "conv2d_sums.cuh",
+        [
+            Mutation("bounds", "part < a.count && i < a.size", "part < a.count"),
+            Mutation("unwritten", "shared[slice][column] = sum;\n  __syncthreads();", "shared[slice][column] = sum;"),
+            Mutation(
+                "arithmetic",
+                "for (int s = 1; s < kPartsSlices; ++s) sum +=",
+                "for (int s = 2; s < kPartsSlices; ++s) sum +=",
+            ),
+            Mutation("index", "part += kPartsSlices", "part += kPartsSlices + 1"),
+            Mutation(
+                "geometry",
+                "static_cast<unsigned>((args.size + kPartsColumns - 1) / kPartsColumns)",
+                "0",
+                "conv2d_sums_launch.cu",
+            ),
+        ],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What backward asks of grad_output [rows, channels]."""
+
+    dtype: torch.dtype
+    rows: int
+    channels: int
+    masked: bool
+    copied: bool
+    summed: bool
+    offset: int
+
+
+def configurations(rng: random.Random) -> Iterator[Case]:
+    """Channels about a byte of the mask and what a block takes, rows about a part."""
+    for i in range(240):
+        rows = rng.choice([1, 2, 63, 64, 65, 130, 600]) if i % 40 else 1024 * 64 + 70
+        channels = rng.choice([1, 3, 7, 8, 9, 16, 24, 40, 65, 260, 300]) if rows < 1000 else 1
+        copied = rng.random() < 0.7
+        yield Case(
+            rng.choice(DTYPES), rows, channels, masked=rng.random() < 0.7, copied=copied,
+            summed=not copied or rng.random() < 0.7, offset=rng.choice([0, 0, 0, 8]),
+        )  # fmt: skip
+
+
+def check(emulator: Emulator, case: Case) -> list[Launch]:
+    """Mask, copy and sum; the parts of the sums are then added."""
+    library = emulator.library("conv2d_sums")
+    shape, dtype = (case.rows, case.channels), case.dtype
+    grad = torch.randn(shape, dtype=torch.float64).to(dtype)
+    passes = torch.randint(0, 2, (case.rows, -(-case.channels // 8) * 8), dtype=torch.uint8)
+    bits = (passes.view(case.rows, -1, 8) << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    grad[0, 0] = float("nan") if case.masked and passes[0, 0] == 0 else 1.0  # where masked, whatever it is
+    expected = torch.where(passes[:, : case.channels].bool(), grad, 0) if case.masked else grad
+
+    given = {"grad_output": emulator.tensor(grad, offset=case.offset, name="grad_output")}
+    if case.masked:
+        given["activated"] = emulator.tensor(bits, offset=case.offset, name="activated")
+    copy = emulator.empty(shape, dtype, offset=case.offset, name="grad")
+    if case.copied:
+        given["grad"] = copy
+    args = library.struct("Conv2dGradOutputArgs", dtype=dtype, rows=case.rows, channels=case.channels, **given)
+    count = library.call("conv2d_grad_output_parts", ctypes.byref(args), restype=ctypes.c_int64)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    parts = emulator.empty((count, case.channels), wide, name="parts")
+    if case.summed:
+        args.sums = parts.data_ptr()
+    launches = library.launch("launch_conv2d_grad_output", args)
+    if case.copied:
+        assert torch.equal(copy, expected)
+    if not case.summed:
+        return launches
+
+    sums = emulator.empty((case.channels,), dtype, offset=case.offset, name="sums")
+    args = library.struct("Conv2dSumPartsArgs", dtype=dtype, count=count, size=case.channels, parts=parts, sums=sums)
+    launches = launches + library.launch("launch_conv2d_sum_parts", args)
+    error = relative_error(sums, expected.double().sum(0))
+    assert error <= tolerance(case.rows, dtype), f"error {error} of sums"
+    return launches
