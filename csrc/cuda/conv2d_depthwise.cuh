@@ -12,7 +12,7 @@ constexpr int kDepthwiseGradTaps = 4;  // whose gradients a thread sums
 
 // The output, or the gradient of the input (one phase after the other).
 template <typename T>
-__global__ __launch_bounds__(kDepthwiseThreads, 4) void conv2d_depthwise_kernel(const Conv2dProblem p) {
+__global__ void __launch_bounds__(kDepthwiseThreads, 4) conv2d_depthwise_kernel(const Conv2dProblem p) {
   constexpr int kLanes = kVector<T>;
   __shared__ Compute<T> weights[kDepthwiseTaps][kDepthwiseVectors * kLanes];
 
@@ -85,7 +85,7 @@ __global__ __launch_bounds__(kDepthwiseThreads, 4) void conv2d_depthwise_kernel(
 // The weight's gradient over one part of the positions: [part, channels, kernel_h, kernel_w]. The block's threads of
 // one vector each take every block_slices-th position, and their sums are added at the end.
 template <typename T>
-__global__ __launch_bounds__(kDepthwiseThreads, 4) void conv2d_depthwise_grad_weight_kernel(const Conv2dProblem p) {
+__global__ void __launch_bounds__(kDepthwiseThreads, 4) conv2d_depthwise_grad_weight_kernel(const Conv2dProblem p) {
   constexpr int kLanes = kVector<T>;
   __shared__ Compute<T> shared[kDepthwiseThreads * kLanes];
 

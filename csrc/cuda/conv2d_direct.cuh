@@ -67,7 +67,7 @@ __device__ inline void load_patch(const Conv2dProblem& p, const PatchTile& t, co
 
 // The output, or the gradient of the input (one phase after the other).
 template <typename T>
-__global__ __launch_bounds__(kDirectThreads, 3) void conv2d_direct_kernel(const Conv2dProblem p) {
+__global__ void __launch_bounds__(kDirectThreads, 3) conv2d_direct_kernel(const Conv2dProblem p) {
   using C = Compute<T>;
   alignas(16) __shared__ T patch[kPatchBytes / sizeof(T)];
   alignas(16) __shared__ C weights[kDirectDepth][kDirectQuads * kDirectQuad];
@@ -160,7 +160,7 @@ __global__ __launch_bounds__(kDirectThreads, 3) void conv2d_direct_kernel(const 
 // channels of a quad's output channels; where a block's groups have few of them, p.block_slices threads share the
 // positions, and each leaves a part: [part, slice, out_channels, kernel_row].
 template <typename T>
-__global__ __launch_bounds__(kDirectThreads, 3) void conv2d_direct_grad_weight_kernel(const Conv2dProblem p) {
+__global__ void __launch_bounds__(kDirectThreads, 3) conv2d_direct_grad_weight_kernel(const Conv2dProblem p) {
   using C = Compute<T>;
   alignas(16) __shared__ T patch[kPatchBytes / sizeof(T)];
   alignas(16) __shared__ T grads[kGradTileBytes / sizeof(T)];

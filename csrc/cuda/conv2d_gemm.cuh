@@ -276,7 +276,7 @@ __device__ __forceinline__ void conv2d_gemm(const Conv2dProblem& p, typename Til
 }
 
 template <typename T, Conv2dPass kPass>
-__global__ __launch_bounds__(kGemmThreads, 2) void conv2d_gemm_fma_kernel(const Conv2dProblem p) {
+__global__ void __launch_bounds__(kGemmThreads, 2) conv2d_gemm_fma_kernel(const Conv2dProblem p) {
   if constexpr (sizeof(T) >= 4 || kHasOldCores) {
     using Tile = FmaTile<T, kPass>;
     __shared__ typename Tile::Shared shared;
@@ -285,7 +285,7 @@ __global__ __launch_bounds__(kGemmThreads, 2) void conv2d_gemm_fma_kernel(const 
 }
 
 template <typename T, Conv2dPass kPass>
-__global__ __launch_bounds__(kGemmThreads, 2) void conv2d_gemm_wmma_kernel(const Conv2dProblem p) {
+__global__ void __launch_bounds__(kGemmThreads, 2) conv2d_gemm_wmma_kernel(const Conv2dProblem p) {
   if constexpr (std::is_same_v<T, __half> || kHasNewCores) {
     using Tile = WmmaTile<T, kPass>;
     __shared__ typename Tile::Shared shared;

@@ -19,7 +19,7 @@ struct GradOutputProblem {
 
 // One block for each part of the rows and tile of the channels.
 template <typename T>
-__global__ __launch_bounds__(kSumsThreads) void conv2d_grad_output_kernel(const GradOutputProblem p) {
+__global__ void __launch_bounds__(kSumsThreads) conv2d_grad_output_kernel(const GradOutputProblem p) {
   constexpr int kLanes = kVector<T>, kVectors = kMaskLanes * static_cast<int>(sizeof(T)) / 16;
   __shared__ Compute<T> shared[kSumsThreads * kMaskLanes];
   const Conv2dGradOutputArgs& a = p.args;
@@ -65,7 +65,7 @@ constexpr int kPartsThreads = 256, kPartsColumns = 32, kPartsSlices = kPartsThre
 
 // A block's threads are slices of the parts by columns of the sums.
 template <typename T>
-__global__ __launch_bounds__(kPartsThreads) void conv2d_sum_parts_kernel(const Conv2dSumPartsArgs a) {
+__global__ void __launch_bounds__(kPartsThreads) conv2d_sum_parts_kernel(const Conv2dSumPartsArgs a) {
   __shared__ Compute<T> shared[kPartsSlices][kPartsColumns];
   const int column = threadIdx.x % kPartsColumns, slice = threadIdx.x / kPartsColumns;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kPartsColumns + column;

@@ -21,7 +21,7 @@ KERNELS = [
             ),
             Mutation("bounds", "if (first + i >= positions) break;", ""),
             Mutation(
-                "race", "__syncthreads();\n    for (int t = 0; t < count; ++t)", "for (int t = 0; t < count; ++t)"
+                "unwritten", "__syncthreads();\n    for (int t = 0; t < count; ++t)", "for (int t = 0; t < count; ++t)"
             ),
             Mutation(
                 "race",
