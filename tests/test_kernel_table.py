@@ -62,7 +62,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "relu_mask": lambda: torch.ops.fastcnn._relu_mask(torch.randn(1, 3, 6, 6)),
     "conv2d_depthwise_grad_weight": _conv2d(8, 8, 8),
     "linear": _linear,
-    "sigmoid": _linear,
+    "activation": _linear,
     "fma_peak": lambda: _library.load().fastcnn_fma_gflops(),
     "max_pool2d": _pool2d(ops.max_pool2d, 2),
     "max_pool2d_backward": _pool2d(ops.max_pool2d, 3, 2),

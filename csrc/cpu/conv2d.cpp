@@ -73,7 +73,7 @@ void run_problems(Conv2dAlgorithm algorithm, const std::vector<GatherConv<T>>& p
 
 template <typename T>
 at::Tensor forward(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const at::Tensor& input,
-                   const at::Tensor& weight, const std::optional<at::Tensor>& bias, bool relu) {
+                   const at::Tensor& weight, const std::optional<at::Tensor>& bias, Activation activation) {
   at::Tensor output = empty({g.batch, g.out_channels, g.out_h, g.out_w}, input.options(), kNhwc);
   if (output.numel() == 0) return output;
   const at::Tensor dense_bias = bias.has_value() && bias->defined() ? bias->contiguous() : at::Tensor();
@@ -81,11 +81,11 @@ at::Tensor forward(const Conv2dGeometry& g, Conv2dAlgorithm algorithm, const at:
   if (g.depthwise()) {
     backends::record_kernel("conv2d_depthwise");
     const at::Tensor image = input.contiguous(kNhwc), lanes = depthwise_lanes(weight);
-    conv2d_depthwise(forward_problems<T>(g, image_view<T>(image), lanes, bias_data, relu, mutable_data_of<T>(output),
-                                         g.out_channels));
+    conv2d_depthwise(forward_problems<T>(g, image_view<T>(image), lanes, bias_data, activation,
+                                         mutable_data_of<T>(output), g.out_channels));
   } else {
     const at::Tensor image = winograd_size(algorithm) ? input.contiguous(kNhwc) : input;
-    run_problems(algorithm, forward_problems<T>(g, image_view<T>(image), weight, bias_data, relu,
+    run_problems(algorithm, forward_problems<T>(g, image_view<T>(image), weight, bias_data, activation,
                                                 mutable_data_of<T>(output), g.out_channels));
   }
   return output;
@@ -138,7 +138,7 @@ Conv2dAlgorithm algorithm_for(Conv2dPass pass, const Conv2dGeometry& g, at::Scal
 at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                       std::optional<std::string_view> activation) {
-  const bool relu = checks::relu_activation("conv2d", activation);
+  const Activation applied = checks::relu_activation("conv2d", activation) ? Activation::relu : Activation::none;
   const Conv2dGeometry g = checks::conv2d(input, weight, bias, stride, padding, dilation, groups);
   const auto dtype = input.scalar_type();
   if (!is_covered(dtype)) return fallback::conv2d(input, weight, bias, stride, padding, dilation, groups, activation);
@@ -146,7 +146,7 @@ at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight, const s
   const auto compute = [&](Conv2dAlgorithm algorithm) -> at::Tensor {
     if (algorithm == Conv2dAlgorithm::aten)
       return fallback::conv2d(input, weight, bias, stride, padding, dilation, groups, activation);
-    return with_element(dtype, [&]<typename T>() { return forward<T>(g, algorithm, input, weight, bias, relu); });
+    return with_element(dtype, [&]<typename T>() { return forward<T>(g, algorithm, input, weight, bias, applied); });
   };
   return compute(algorithm_for(Conv2dPass::forward, g, dtype, compute)).contiguous(format);
 }

@@ -60,8 +60,8 @@ struct GatherConv {
   const T* weight;
   int64_t depth_stride, lane_stride;
   int64_t lanes;
-  const T* bias;  // [lanes] or null
-  bool relu;
+  const T* bias;          // [lanes] or null
+  Activation activation;  // none, relu or relu6
   T* output;
   int64_t out_stride_n, out_stride_h, out_stride_w;  // lanes are neighbours
   // Only for conv2d_direct and conv2d_winograd:
@@ -102,7 +102,7 @@ at::Tensor depthwise_lanes(const at::Tensor& weight);
 // The output's pixels lie `pitch` elements apart, without gaps between rows and images.
 template <typename T>
 std::vector<GatherConv<T>> forward_problems(Conv2dGeometry g, const ImageView<T>& image, const at::Tensor& weight,
-                                            const T* bias, bool relu, T* output, int64_t pitch);
+                                            const T* bias, Activation activation, T* output, int64_t pitch);
 
 // Runs the problems one after the other, each one over all threads.
 template <typename T>

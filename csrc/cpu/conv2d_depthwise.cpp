@@ -62,7 +62,7 @@ void conv2d_depthwise(const std::vector<GatherConv<T>>& problems) {
                                                        p.grid.max_w(),
                                                        begin,
                                                        end,
-                                                       p.relu});
+                                                       p.activation});
                  });
   }
 }

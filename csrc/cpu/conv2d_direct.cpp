@@ -18,6 +18,7 @@ constexpr int64_t kPackGrain = 32 * 1024;  // elements that a thread packs at le
 // Terms of one chain of additions: longer sums are split, as rounding errors grow with the chain.
 constexpr int64_t kChainTerms = 512;
 constexpr int64_t kManyChunks = 4;  // for a thread, from where on it does not matter whether one has one more
+constexpr int64_t kManyTiles = 4;   // of pixels, from where on threads share them in whole tiles
 // The share of the work that has to be left when taps outside the image are left out.
 constexpr double kLessWork = 0.95;
 constexpr size_t kMostTaps = 128;  // of which groups are formed: there may be as many groups as taps
@@ -195,10 +196,10 @@ class DirectRun {
 
   void run() {
     const int64_t threads = num_threads();
-    // Few chunks, unequally many for each thread: the threads share a chunk's lanes, each one with an input copy of its
-    // own.
+    // Few chunks, unequally many for each thread: the threads share a chunk's outputs, each one with an input copy of
+    // its own.
     const bool uneven = chunks_.count % threads != 0 && chunks_.count < kManyChunks * threads;
-    const int64_t lane_parts = uneven ? std::min(threads, blocks_.count) : 1;
+    const int64_t parts = uneven ? threads : 1;
     const int64_t copy_size = copies_ ? chunks_.images * image_size_ : 0;
     // A block that one chunk alone uses is packed there, into a place that stays in cache.
     const bool packs_once = p_.packed == nullptr && chunks_.count == 1;
@@ -207,16 +208,18 @@ class DirectRun {
     Element* scratch_data = scratch.mutable_data_ptr<Element>();
     const at::Tensor packed = packs_once || p_.packed != nullptr ? at::Tensor() : packing_.pack();
     const Element* packed_data = packed.defined() ? packed.const_data_ptr<Element>() : p_.packed;
-    parallel_for(0, chunks_.count * lane_parts, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, chunks_.count * parts, 1, [&](int64_t begin, int64_t end) {
       Element* buffer = scratch_data + at::get_thread_num() * scratch_size;
       Pixels pixels;
       const Element* input = nullptr;
       for (int64_t task = begin; task < end; ++task) {
-        if (task == begin || task % lane_parts == 0) input = prepare(task / lane_parts, buffer, pixels);
-        const int64_t part = task % lane_parts;
-        for (int64_t b = blocks_.count * part / lane_parts; b < blocks_.count * (part + 1) / lane_parts; ++b) {
+        if (task == begin || task % parts == 0) input = prepare(task / parts, buffer, pixels);
+        const Place first = place(pixels, task % parts, parts), last = place(pixels, task % parts + 1, parts);
+        for (int64_t b = first.block; b < blocks_.count && b <= last.block; ++b) {
+          const int64_t p0 = b == first.block ? first.pixel : 0, p1 = b == last.block ? last.pixel : pixels.count();
+          if (p0 == p1) continue;
           if (packs_once) packing_.pack_block(b, buffer + copy_size);
-          multiply(input, pixels, b, packs_once ? buffer + copy_size : packed_data + packing_.block_offset(b));
+          multiply(input, pixels, p0, p1, b, packs_once ? buffer + copy_size : packed_data + packing_.block_offset(b));
         }
       }
     });
@@ -226,7 +229,22 @@ class DirectRun {
   // Where a chunk's windows and outputs begin, group after group.
   struct Pixels {
     std::vector<int64_t> in_offsets, out_offsets, residual_offsets, group_ends;
+
+    int64_t count() const { return static_cast<int64_t>(in_offsets.size()); }
   };
+  // Of a chunk's outputs, in the order of their lane blocks.
+  struct Place {
+    int64_t block, pixel;
+  };
+
+  // Where a part of equal parts begins: between tiles, where there are many.
+  Place place(const Pixels& pixels, int64_t part, int64_t parts) const {
+    const int64_t count = pixels.count(), at = blocks_.count * count * part / parts;
+    if (count == 0) return {part < parts ? 0 : blocks_.count, 0};
+    const int vectors = static_cast<int>(ceil_div(blocks_.vectors, blocks_.count));
+    const int64_t tile = kernel_.rows_for(vectors), pixel = at % count;
+    return {at / count, count < kManyTiles * tile ? pixel : pixel / tile * tile};
+  }
 
   // Whether to leave out the taps outside the image, and the plan for that.
   bool leave_out_taps() {
@@ -300,17 +318,21 @@ class DirectRun {
     copy_window_rows(p_.image, copied_, n, i0, i1, depth_, buffer);
   }
 
-  void multiply(const Element* input, const Pixels& pixels, int64_t block, const Element* packed) const {
+  // The outputs of pixels [first, last) in a block of lanes.
+  void multiply(const Element* input, const Pixels& pixels, int64_t first, int64_t last, int64_t block,
+                const Element* packed) const {
     const int64_t vector = blocks_.first_vector(block), lane = vector * blocks_.width;
     const int vectors = static_cast<int>(blocks_.first_vector(block + 1) - vector);
-    int64_t begin = 0;
-    for (size_t group = 0; group < groups_.size(); begin = pixels.group_ends[group++]) {
+    int64_t group_begin = 0;
+    for (size_t group = 0; group < groups_.size(); group_begin = pixels.group_ends[group++]) {
+      const int64_t begin = std::max(first, group_begin), end = std::min(last, pixels.group_ends[group]);
+      if (begin >= end) continue;
       const std::vector<Conv2dSegment>& segments = groups_[group].segments;
       kernel_.conv2d_direct(
-          {input, pixels.in_offsets.data() + begin, p_.output + lane, pixels.out_offsets.data() + begin,
-           pixels.group_ends[group] - begin, segments.data(), static_cast<int64_t>(segments.size()), packed,
+          {input, pixels.in_offsets.data() + begin, p_.output + lane, pixels.out_offsets.data() + begin, end - begin,
+           segments.data(), static_cast<int64_t>(segments.size()), packed,
            p_.bias != nullptr ? p_.bias + lane : nullptr, vectors,
-           std::min<int64_t>(p_.lanes - lane, vectors * blocks_.width), p_.relu,
+           std::min<int64_t>(p_.lanes - lane, vectors * blocks_.width), p_.activation,
            p_.residual != nullptr ? p_.residual + lane : nullptr, pixels.residual_offsets.data() + begin});
     }
   }

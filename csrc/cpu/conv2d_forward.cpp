@@ -9,7 +9,7 @@ at::Tensor depthwise_lanes(const at::Tensor& weight) {
 
 template <typename T>
 std::vector<GatherConv<T>> forward_problems(Conv2dGeometry g, const ImageView<T>& image, const at::Tensor& weight,
-                                            const T* bias, bool relu, T* output, int64_t pitch) {
+                                            const T* bias, Activation activation, T* output, int64_t pitch) {
   if (g.depthwise()) g.groups = 1;  // one problem, of which the kernel keeps the channels apart
   GatherConv<T> p{};
   p.image = image;
@@ -21,7 +21,7 @@ std::vector<GatherConv<T>> forward_problems(Conv2dGeometry g, const ImageView<T>
           {kh * g.dilation_h - g.pad_h, kw * g.dilation_w - g.pad_w, kh * weight.stride(2) + kw * weight.stride(3)});
   p.depth_stride = weight.stride(1), p.lane_stride = weight.stride(0);
   p.lanes = g.group_out();
-  p.relu = relu;
+  p.activation = activation;
   p.out_stride_w = pitch, p.out_stride_h = g.out_w * p.out_stride_w, p.out_stride_n = g.out_h * p.out_stride_h;
 
   std::vector<GatherConv<T>> problems;
@@ -38,7 +38,7 @@ std::vector<GatherConv<T>> forward_problems(Conv2dGeometry g, const ImageView<T>
 
 #define FASTCNN_INSTANTIATE(T)                                                                                    \
   template std::vector<GatherConv<T>> forward_problems<T>(Conv2dGeometry, const ImageView<T>&, const at::Tensor&, \
-                                                          const T*, bool, T*, int64_t);
+                                                          const T*, Activation, T*, int64_t);
 FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)
 #undef FASTCNN_INSTANTIATE
 

@@ -42,7 +42,7 @@ class PlanarRun {
         copy_window_planes(p_.image, n, {i + first_h_, first_w_, i_end - i + halo_, plane, row_stride_}, planes);
         kernel_.conv2d_planar(
             {planes, offsets_.data(), weight_.data(), static_cast<int64_t>(offsets_.size()), static_cast<int>(p_.lanes),
-             p_.bias, p_.relu, i_end - i, p_.grid.cols, row_stride_, planes + p_.image.depth * plane, results,
+             p_.bias, p_.activation, i_end - i, p_.grid.cols, row_stride_, planes + p_.image.depth * plane, results,
              p_.output + n * p_.out_stride_n + i * p_.out_stride_h, p_.out_stride_h, p_.out_stride_w});
       }
     });

@@ -26,6 +26,7 @@ constexpr int64_t kPad = 16;          // elements between planes, whose distance
 // transformed input kept meanwhile: each group stays in cache, and no buffer is so large that its pages come in cold.
 constexpr int64_t kWeightsBytes = 4 * 1024 * 1024, kInputBytes = 12 * 1024 * 1024;
 constexpr int64_t kLaneGroupTiles = 48;  // tiles whose products a thread holds meanwhile
+constexpr int64_t kManyTasks = 4;        // for a thread, from where on it does not matter whether one has one more
 
 // Planes of a matrix: rows `row_stride` apart, planes `plane_stride` apart.
 template <typename T>
@@ -84,8 +85,9 @@ class WinogradRun {
     const int64_t threads = num_threads(), row_stride = row_elements(kernel_, std::max(p_.image.depth, p_.lanes));
     const int64_t tile_bytes = size_.planes() * row_stride * static_cast<int64_t>(sizeof(Element));
     int64_t count = ceil_div(tiles_, std::clamp(kBlockBytes / tile_bytes, kMinTiles, kMaxTiles));
-    // Every thread gets as many blocks; where tiles are few, the threads share a block's lanes instead.
-    if (tiles_ >= threads * kMinTiles) count = ceil_div(count, threads) * threads;
+    // Every thread gets as many blocks; where tiles are few, the threads share a block's lanes instead, if they can.
+    const bool shares_lanes = tiles_ < threads * kMinTiles && blocks_.count % threads == 0;
+    if (!shares_lanes) count = std::min(tiles_, ceil_div(count, threads) * threads);
     const int64_t in_block = ceil_div(tiles_, count);
     count = ceil_div(tiles_, in_block);
     const int64_t lane_parts = std::clamp<int64_t>(ceil_div(threads, count), 1, blocks_.count);
@@ -120,7 +122,11 @@ class WinogradRun {
                   product_row = row_elements(kernel_, kernel_.max_vectors * kernel_.width);
     const int64_t tile_bytes = size_.planes() * input_row * static_cast<int64_t>(sizeof(Element));
     const int64_t kept = std::clamp<int64_t>(kInputBytes / tile_bytes, 1, tiles_);
-    const int64_t in_block = ceil_div(kept, ceil_div(kept, kLaneGroupTiles));
+    int64_t tile_blocks = ceil_div(kept, kLaneGroupTiles);
+    // Few tasks, unequally many for each thread: of fewer tiles.
+    if (in_group * tile_blocks % threads != 0 && in_group * tile_blocks < kManyTasks * threads)
+      tile_blocks = std::min(kept, tile_blocks * threads);
+    const int64_t in_block = ceil_div(kept, tile_blocks);
     const int64_t product_plane = in_block * product_row + kPad, scratch_size = size_.planes() * product_plane;
     const at::Tensor input = empty({size_.planes() * (kept * input_row + kPad)}, options_);
     at::Tensor weights;
@@ -209,7 +215,7 @@ class WinogradRun {
                                 products.data + plane * products.plane_stride + lane, product_offsets.data(), tiles,
                                 segments_.data(), static_cast<int64_t>(segments_.size()),
                                 weights + plane * weight_stride + lane * p_.image.depth, nullptr,
-                                static_cast<int>(lanes / blocks_.width), lanes, false, nullptr, nullptr});
+                                static_cast<int>(lanes / blocks_.width), lanes, Activation::none, nullptr, nullptr});
       }
   }
 
@@ -217,7 +223,7 @@ class WinogradRun {
                         const Planes<Element>& products) const {
     const int64_t lane = blocks_.first_lane(first_block);
     kernel_.conv2d_winograd_output({products.data, products.plane_stride, products.row_stride, tiles, size_.points,
-                                    size_.kernel, p_.bias != nullptr ? p_.bias + lane : nullptr, p_.relu,
+                                    size_.kernel, p_.bias != nullptr ? p_.bias + lane : nullptr, p_.activation,
                                     p_.output + lane, p_.out_stride_n, p_.out_stride_h, p_.out_stride_w, p_.grid.rows,
                                     p_.grid.cols, std::min(blocks_.first_lane(last_block), p_.lanes) - lane,
                                     p_.residual != nullptr ? p_.residual + lane : nullptr, p_.residual_stride_n,

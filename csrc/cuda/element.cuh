@@ -81,8 +81,23 @@ __device__ __forceinline__ void store_vector(T* to, const Vec<T>& vec) {
   *reinterpret_cast<uint4*>(to) = bits;
 }
 
+// The same to global memory. In assembly, because the compiler splits a store of 16 bytes where another branch stores
+// the elements one by one.
+template <typename T>
+__device__ __forceinline__ void store_global_vector(T* to, const Vec<T>& vec) {
+#ifdef __CUDACC__
+  unsigned bits[4];
+  __builtin_memcpy(bits, &vec, sizeof(bits));
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(bits[0]),
+               "r"(bits[1]), "r"(bits[2]), "r"(bits[3])
+               : "memory");
+#else
+  store_vector(to, vec);
+#endif
+}
+
 // The first `count` elements, and zeros; element by element unless all are there and `aligned` says that `from` is a
-// multiple of 16 bytes. Nothing beyond them is read; `count` may be negative.
+// multiple of 16 bytes. Nothing beyond them is read; `count` may be negative. They are stored to global memory.
 template <typename T>
 __device__ __forceinline__ Vec<T> load_vector(const T* from, int64_t count, bool aligned) {
   if (aligned && count >= kVector<T>) return load_vector(from);
@@ -93,7 +108,7 @@ __device__ __forceinline__ Vec<T> load_vector(const T* from, int64_t count, bool
 }
 template <typename T>
 __device__ __forceinline__ void store_vector(T* to, const Vec<T>& vec, int64_t count, bool aligned) {
-  if (aligned && count >= kVector<T>) return store_vector(to, vec);
+  if (aligned && count >= kVector<T>) return store_global_vector(to, vec);
 #pragma unroll
   for (int i = 0; i < kVector<T>; ++i)
     if (i < count) to[i] = vec[i];

@@ -56,8 +56,10 @@ Rows Call::rows(int64_t value) {
   return {const_cast<float*>(image.data), image.stride_w};  // steps write outputs and the arena only
 }
 
-const char* activation_text(Activation activation) {
-  return activation == Activation::relu ? ", relu" : activation == Activation::sigmoid ? ", sigmoid" : "";
+std::string activation_text(Activation activation) {
+  constexpr const char* kNames[] = {"", "relu", "sigmoid", "relu6", "hard_sigmoid", "hard_swish", "silu"};
+  static_assert(std::size(kNames) == static_cast<size_t>(kLastActivation) + 1);
+  return activation == Activation::none ? "" : std::string(", ") + kNames[static_cast<size_t>(activation)];
 }
 
 std::string shape_text(const Value& v) {

@@ -139,7 +139,8 @@ void Conv2dStep::run(Call& call) const {
   const Rows out = call.rows(out_), residual = residual_ >= 0 ? call.rows(residual_) : Rows{nullptr, 0};
   std::vector<GatherConv<float>> problems = cpu::forward_problems<float>(
       g, needs_nhwc ? call.nhwc(in_) : call.image(in_), weight_,
-      bias_.defined() ? bias_.const_data_ptr<float>() : nullptr, activation_ == Activation::relu, out.data, out.pitch);
+      bias_.defined() ? bias_.const_data_ptr<float>() : nullptr,
+      cpu::is_rectifier(activation_) ? activation_ : Activation::none, out.data, out.pitch);
   const char* name = kernel(chosen, problems[0]);
   const int64_t pixels = call.pixels(out_);
 
@@ -156,7 +157,7 @@ void Conv2dStep::run(Call& call) const {
     const int64_t lane = static_cast<int64_t>(group) * p.lanes;
     p.output = sums.data + lane;
     p.out_stride_w = sums.pitch, p.out_stride_h = g.out_w * sums.pitch, p.out_stride_n = g.out_h * p.out_stride_h;
-    if (adds_after) p.relu = false;
+    if (adds_after) p.activation = Activation::none;
     if (residual_ < 0 || adds_after) continue;
     p.residual = residual.data + lane;
     p.residual_stride_w = residual.pitch, p.residual_stride_h = g.out_w * residual.pitch;
@@ -165,7 +166,7 @@ void Conv2dStep::run(Call& call) const {
   run_kernel(name, chosen, problems);
 
   // 2. What the kernel has not done.
-  if (adds_after || activation_ == Activation::sigmoid)
+  if (adds_after || !cpu::is_rectifier(activation_))
     apply(pixels, g.out_channels, sums, {}, {}, adds_after ? residual : Rows{nullptr, 0}, activation_, out);
 }
 
@@ -175,7 +176,7 @@ std::string Conv2dStep::describe() const {
   for (const int64_t batch : {1, 32}) {
     const Conv2dGeometry g = of_batch(batch);
     const cpu::ImageView<float> image{nullptr, batch, g.in_h, g.in_w, g.in_channels, 0, 0, 0, 1};
-    const auto problems = cpu::forward_problems<float>(g, image, weight_, nullptr, false, nullptr, 0);
+    const auto problems = cpu::forward_problems<float>(g, image, weight_, nullptr, Activation::none, nullptr, 0);
     text << (batch > 1 ? ", " : "") << kernel(algorithm(g), problems[0]) << " at batch " << batch;
   }
   return text.str();

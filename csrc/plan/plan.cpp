@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/grad_mode.h>
 
 #include "../cpu/memory.h"
 
@@ -22,7 +23,8 @@ constexpr Operation kOperations[] = {{"conv2d", make_conv2d},
                                      {"scale_shift", make_scale_shift},
                                      {"add", make_add},
                                      {"activation", make_activation},
-                                     {"copy", make_copy}};
+                                     {"copy", make_copy},
+                                     {"scale_images", make_scale_images}};
 constexpr int64_t kOpcodes = static_cast<int64_t>(std::size(kOperations));
 
 }  // namespace
@@ -54,6 +56,7 @@ Plan::Plan(const std::vector<std::vector<int64_t>>& values, const std::vector<st
 int64_t Plan::check_inputs(const std::vector<at::Tensor>& inputs) const {
   TORCH_CHECK(inputs.size() == spec_.inputs.size(), "fastcnn plan: expected ", spec_.inputs.size(), " inputs, but got ",
               inputs.size());
+  const bool differentiates = at::GradMode::is_enabled();
   for (size_t i = 0; i < inputs.size(); ++i) {
     const at::Tensor& t = inputs[i];
     const Value& v = spec_.values[spec_.inputs[i]];
@@ -67,6 +70,7 @@ int64_t Plan::check_inputs(const std::vector<at::Tensor>& inputs) const {
     TORCH_CHECK(t.size(0) == inputs[0].size(0), "fastcnn plan: expected inputs of one batch size, but got ",
                 inputs[0].size(0), " and ", t.size(0), " (input ", i, ")");
     TORCH_CHECK(!t.is_conj() && !t.is_neg(), "fastcnn plan: expected input ", i, " without lazy negation");
+    TORCH_CHECK(!differentiates || !t.requires_grad(), "fastcnn plan: expected input ", i, " not to require a gradient");
   }
   return inputs[0].size(0);
 }

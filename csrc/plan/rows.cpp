@@ -55,12 +55,47 @@ class RowsStep final : public Step {
   Activation activation_;
 };
 
-void apply_sigmoid(int64_t rows, int64_t channels, Rows data) {
-  backends::record_kernel("sigmoid");
+void activate(int64_t rows, int64_t channels, Rows data, Activation activation) {
+  backends::record_kernel("activation");
   over_rows(rows, channels, [&](int64_t begin, int64_t end) {
-    cpu::kernels().f32.sigmoid({data.data + begin * data.pitch, data.pitch, end - begin, channels});
+    cpu::kernels().f32.activation({data.data + begin * data.pitch, data.pitch, end - begin, channels, activation});
   });
 }
+
+// Each image's channels by factors of its own: [N, C, H, W] * [N, C, 1, 1].
+class ScaleImagesStep final : public Step {
+ public:
+  explicit ScaleImagesStep(StepReader& r) : in_(r.read("in")), factors_(r.read("factors")), out_(r.write("out")) {
+    r.done();
+    const Value &in = r.value(in_), &factors = r.value(factors_);
+    r.check_same_shape(in_, out_), r.check_overlap(in_, out_, true);
+    r.check(factors.pixels() == 1, "expected factors of one pixel, but got value ", factors_, " of ", factors.height,
+            " x ", factors.width);
+    r.check_channels(factors_, out_), r.check_overlap(factors_, out_, false);
+    pixels_ = in.pixels(), channels_ = in.channels;
+    text_ = "scale_images " + shape_text(in) + ": batch_norm_apply";
+  }
+
+  void run(Call& call) const override {
+    backends::record_kernel("batch_norm_apply");
+    const Rows in = call.rows(in_), factors = call.rows(factors_), out = call.rows(out_);
+    const float* zero = zeros(channels_);
+    over_rows(call.pixels(out_), channels_, [&](int64_t begin, int64_t end) {
+      while (begin < end) {
+        const int64_t image = begin / pixels_, last = std::min(end, (image + 1) * pixels_);
+        cpu::kernels().f32.batch_norm_apply(
+            {in.data + begin * in.pitch, nullptr, zero, factors.data + image * factors.pitch, zero,
+             out.data + begin * out.pitch, nullptr, last - begin, channels_, in.pitch, 0, out.pitch, 0, false, false});
+        begin = last;
+      }
+    });
+  }
+  std::string describe() const override { return text_; }
+
+ private:
+  int64_t in_, factors_, out_, pixels_, channels_;
+  std::string text_;
+};
 
 }  // namespace
 
@@ -102,8 +137,8 @@ void apply(int64_t rows, int64_t channels, Rows input, const at::Tensor& scale, 
   } else if (input.data != output.data) {
     copy(rows, channels, input, output);
   }
-  // 2. The sigmoid, of rows that are in cache where they are few.
-  if (activation == Activation::sigmoid) apply_sigmoid(rows, channels, output);
+  // 2. The others, of rows that are in cache where they are few.
+  if (activation != Activation::none && !relu) activate(rows, channels, output, activation);
 }
 
 std::unique_ptr<Step> make_scale_shift(StepReader& r) {
@@ -134,9 +169,9 @@ std::unique_ptr<Step> make_activation(StepReader& r) {
   const Activation activation = r.activation();
   r.done();
   r.check_same_shape(in, out), r.check_overlap(in, out, true);
-  const char* kernel = activation == Activation::sigmoid ? "sigmoid"
-                       : activation == Activation::relu  ? "batch_norm_apply"
-                                                         : "copy";
+  const char* kernel = activation == Activation::none   ? "copy"
+                       : activation == Activation::relu ? "batch_norm_apply"
+                                                        : "activation";
   return std::make_unique<RowsStep>(
       "activation " + shape_text(r.value(out)) + activation_text(activation) + ": " + kernel, in, out,
       r.value(out).channels, at::Tensor(), at::Tensor(), -1, activation);
@@ -149,5 +184,7 @@ std::unique_ptr<Step> make_copy(StepReader& r) {
   return std::make_unique<RowsStep>("copy " + shape_text(r.value(out)) + ": copy", in, out, r.value(out).channels,
                                     at::Tensor(), at::Tensor(), -1, Activation::none);
 }
+
+std::unique_ptr<Step> make_scale_images(StepReader& r) { return std::make_unique<ScaleImagesStep>(r); }
 
 }  // namespace fastcnn::plan

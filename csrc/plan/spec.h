@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "../cpu/kernels/activation_args.h"
+
 namespace fastcnn::plan {
 
 // The most of a height, a width, a kernel's extent, a stride or padding: window tables of as many entries are harmless.
@@ -21,7 +23,8 @@ constexpr int64_t kMostSide = int64_t{1} << 20, kMostPadding = kMostSide;
 constexpr int64_t kMostChannels = int64_t{1} << 31;
 
 enum class Storage : int8_t { arena, input, output };
-enum class Activation : int8_t { none, relu, sigmoid };
+using cpu::Activation;
+constexpr auto kLastActivation = Activation::silu;
 
 struct Value {
   Storage storage;
@@ -73,7 +76,9 @@ class StepReader {
   int64_t number(const char* field, int64_t least, int64_t most);
   int64_t size(const char* field);  // 1 and up
   bool flag(const char* field) { return number(field, 0, 1) != 0; }
-  Activation activation() { return static_cast<Activation>(number("activation", 0, 2)); }
+  Activation activation() {
+    return static_cast<Activation>(number("activation", 0, static_cast<int64_t>(kLastActivation)));
+  }
   // Numbers of values; what is read is an input or the arena's, what is written an output or the arena's.
   int64_t read(const char* field);
   int64_t read_or_none(const char* field);

@@ -59,6 +59,7 @@ std::unique_ptr<Step> make_scale_shift(StepReader& reader);
 std::unique_ptr<Step> make_add(StepReader& reader);
 std::unique_ptr<Step> make_activation(StepReader& reader);
 std::unique_ptr<Step> make_copy(StepReader& reader);
+std::unique_ptr<Step> make_scale_images(StepReader& reader);
 
 // output = activation(input * scale + shift + residual) over rows of channels. There need be no scale and shift, and no
 // residual (null data); input and residual may be the output.
@@ -66,7 +67,7 @@ void apply(int64_t rows, int64_t channels, Rows input, const at::Tensor& scale, 
            Activation activation, Rows output);
 void copy(int64_t rows, int64_t channels, Rows input, Rows output);
 
-const char* activation_text(Activation activation);  // ", relu", or nothing
+std::string activation_text(Activation activation);  // ", relu", or nothing
 std::string shape_text(const Value& value);          // 64 @ 56x56
 
 // Operands that are made when kernels first ask for them: once an algorithm and an instruction set.

@@ -21,6 +21,7 @@ PLAN_OPS = (
     "scale_shift",
     "add",
     "activation",
+    "scale_images",
     "concat",
 )
 ATEN = "aten"

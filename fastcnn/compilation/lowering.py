@@ -232,9 +232,20 @@ def _add(build: Builder, given: Arguments, output: Value) -> Value | None:
     return build.add("add", [left, right], output, activation="none") if given["alpha"] == 1 else None
 
 
-def _activation(name: str) -> Lowering:
+def _multiply(build: Builder, given: Arguments, output: Value) -> Value | None:
+    image, factors = given["self"], given["other"]
+    if is_image(image) and image.sizes[1:] == (1, 1):
+        image, factors = factors, image
+    if not (is_image(image) and is_image(factors) and factors.sizes == (image.channels, 1, 1)):
+        return None
+    return build.add("scale_images", [image, factors], output) if image.shape == output.shape else None
+
+
+def _activation(name: str, **arguments: float) -> Lowering:
     def lower(build: Builder, given: Arguments, output: Value) -> Value | None:
-        source = given["self"]
+        source: Any = given["self"] if "self" in given else given["input"]
+        if any(given[key] != value for key, value in arguments.items()):
+            return None
         return build.add("activation", [source], output, activation=name) if is_plain(source) else None
 
     return lower
@@ -282,6 +293,13 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.add.Tensor": _add,
     "aten.relu.default": _activation("relu"),
     "aten.sigmoid.default": _activation("sigmoid"),
+    "aten.relu6.default": _activation("relu6"),
+    "aten.hardtanh.default": _activation("relu6", min_val=0, max_val=6),
+    "aten.clamp.default": _activation("relu6", min=0, max=6),
+    "aten.hardsigmoid.default": _activation("hard_sigmoid"),
+    "aten.hardswish.default": _activation("hard_swish"),
+    "aten.silu.default": _activation("silu"),
+    "aten.mul.Tensor": _multiply,
     "aten.cat.default": _concat,
     "fastcnn.concat.default": _concat,
     "aten.dropout.default": _dropout,

@@ -20,7 +20,7 @@ from fastcnn.compilation.spec import Program
 def compile(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> CompiledModule:
     """Freezes a network's weights for inference and returns a module that runs it in one call below Python.
 
-    Batch norms become part of the convolutions' weights; bias, ReLU, sigmoid and residual sums part of the layers
+    Batch norms become part of the convolutions' weights; bias, activations and residual sums part of the layers
     before them; a concat's parts are written where the result lies. All of it is NHWC, in memory planned ahead.
     Operators that a plan does not know run as torch's, between plans, and report() names them.
 
@@ -102,6 +102,7 @@ class _Segment:
     outputs: list[int]
     last_reads: list[int]  # slots that nothing reads any more
     describe: Callable[[], list[str]]
+    plan: Any = None  # torch.classes.fastcnn.Plan, or None for an operator of torch's
 
 
 class CompiledModule(nn.Module):
@@ -217,6 +218,18 @@ class _Executable:
             ]
             self.segments.append(self._prepare(segment, free))
         self.segments.reverse()
+        self.plan = self._only_plan()
+
+    def _only_plan(self) -> Callable[[Sequence[Tensor]], Sequence[Tensor]] | None:
+        """What runs the one plan that is all there is, from all inputs to the outputs; it checks its inputs itself."""
+        document = self.program.document
+        segments = document["segments"]
+        if len(segments) != 1 or "plan" not in segments[0] or document["batch"] is not None:
+            return None
+        if segments[0]["inputs"] != list(range(len(self.expected))) or segments[0]["outputs"] != document["outputs"]:
+            return None
+        run: Callable[[Sequence[Tensor]], Sequence[Tensor]] = self.segments[0].plan.run
+        return run
 
     def _prepare(self, segment: dict[str, Any], free: list[int]) -> _Segment:
         outputs = segment["outputs"]
@@ -225,7 +238,7 @@ class _Executable:
             constants = [self.program.constants[index] for index in given["constants"]]
             plan = _library.plan(given["values"], given["steps"], constants, given["arena"])
             inputs = segment["inputs"]
-            return _Segment(lambda slots: plan.run([slots[i] for i in inputs]), outputs, free, plan.describe)
+            return _Segment(lambda slots: plan.run([slots[i] for i in inputs]), outputs, free, plan.describe, plan)
         name, many = segment["op"], segment["many"]
         op, constants = pure_ops.find(name), self.program.constants
 
@@ -238,6 +251,14 @@ class _Executable:
         return _Segment(run, outputs, free, lambda: [name])
 
     def __call__(self, inputs: Sequence[Any]) -> Any:
+        structure = self.program.document["structure"]
+        if self.plan is not None:
+            try:
+                results = self.plan(inputs)
+            except Exception:
+                self._check(inputs)  # in the words of this module
+                raise
+            return results[0] if structure == 0 else _build_structure(structure, results)
         self._check(inputs)
         slots: list[Any] = [*inputs, *[None] * (self.program.document["slots"] - len(inputs))]
         with torch.no_grad():
@@ -247,7 +268,7 @@ class _Executable:
                 for slot in segment.last_reads:
                     slots[slot] = None
         outputs = [slots[slot] for slot in self.program.document["outputs"]]
-        return _build_structure(self.program.document["structure"], outputs)
+        return _build_structure(structure, outputs)
 
     def _check(self, inputs: Sequence[Any]) -> None:
         if len(inputs) != len(self.expected):

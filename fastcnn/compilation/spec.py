@@ -25,7 +25,8 @@ A plan is {"plan": {"values", "steps", "constants", "arena"}, "inputs": slots, "
     6 add: a, b, out, activation
     7 activation: in, out, activation
     8 copy: in, out
-  An activation is 0 none, 1 relu or 2 sigmoid; it comes after bias and residual.
+    9 scale_images: in, factors (one pixel), out
+  An activation is a place in ACTIVATIONS; it comes after bias and residual.
 
 An op of torch's is {"op": name, "args", "kwargs", "many": whether it returns a list, "outputs": slots}; in its
 arguments {"slot": n}, {"constant": n} and {"dtype" | "memory_format" | "layout" | "device": name} stand for what they
@@ -44,7 +45,7 @@ from torch import Tensor
 from fastcnn.compilation.pure_ops import resolve
 
 ARENA, INPUT, OUTPUT = 0, 1, 2
-ACTIVATIONS = ("none", "relu", "sigmoid")
+ACTIVATIONS = ("none", "relu", "sigmoid", "relu6", "hard_sigmoid", "hard_swish", "silu")
 _STEPS = (  # name, length of the record
     ("conv2d", 14),
     ("max_pool2d", 12),
@@ -55,6 +56,7 @@ _STEPS = (  # name, length of the record
     ("add", 5),
     ("activation", 4),
     ("copy", 3),
+    ("scale_images", 4),
 )
 OPCODES = {name: code for code, (name, _) in enumerate(_STEPS)}
 

@@ -46,11 +46,12 @@ TORCHVISION: dict[str, tuple[int, dict[str, Any], set[str]]] = {
     "resnet18": (33, {}, set()),
     "googlenet": (64, {"init_weights": False, "aux_logits": False, "transform_input": True}, {"select", "unsqueeze"}),
     "densenet121": (32, {}, set()),
-    "mobilenet_v2": (32, {}, {"hardtanh"}),
+    "mobilenet_v2": (32, {}, set()),
     "vgg11_bn": (32, {"init_weights": False}, set()),
     "squeezenet1_1": (33, {}, set()),
     "shufflenet_v2_x0_5": (32, {}, {"chunk", "reshape", "transpose"}),
-    "mobilenet_v3_small": (32, {}, {"hardswish", "hardsigmoid", "mul"}),
+    "mobilenet_v3_small": (32, {}, set()),
+    "efficientnet_b0": (32, {}, set()),
 }
 
 

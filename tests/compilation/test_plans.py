@@ -35,6 +35,19 @@ def cases() -> dict[str, tuple[Any, list[nn.Module], list[str]]]:
     return {
         "conv norm relu": (lambda x, c, n: F.relu(n(c(x))), [conv(), norm(4)], ["conv2d"]),
         "conv norm sigmoid": (lambda x, c, n: torch.sigmoid(n(c(x))), [conv(), norm(4)], ["conv2d"]),
+        "conv relu6": (lambda x, c: F.relu6(c(x)), [conv()], ["conv2d"]),
+        "conv hardtanh": (lambda x, c: F.hardtanh(c(x), 0, 6), [conv()], ["conv2d"]),
+        "conv norm hardswish": (lambda x, c, n: F.hardswish(n(c(x))), [conv(), norm(4)], ["conv2d"]),
+        "squeeze and excite": (
+            lambda x, c, d: (lambda y: y * F.hardsigmoid(d(F.adaptive_avg_pool2d(y, 1))))(F.silu(c(x))),
+            [conv(), conv(4, 1)],
+            ["conv2d", "adaptive_avg_pool2d", "conv2d", "scale_images"],
+        ),
+        "excite by a linear layer": (
+            lambda x, c, f: c(x) * f(x.mean((2, 3))).sigmoid().view(-1, 4, 1, 1),
+            [conv(), nn.Linear(4, 4)],
+            ["conv2d", "adaptive_avg_pool2d", "linear", "scale_images"],
+        ),
         "conv used twice": (
             lambda x, c, n: (lambda y: y + n(y))(c(x)),
             [conv(), norm(4)],
@@ -113,7 +126,7 @@ def cases() -> dict[str, tuple[Any, list[nn.Module], list[str]]]:
             [conv(), conv()],
             ["conv2d", "aten.elu.default", "conv2d"],
         ),
-        "broadcast": (lambda x, c: c(x) * torch.sigmoid(x.mean((2, 3), keepdim=True)), [conv()], ["aten.mul.Tensor"]),
+        "broadcast": (lambda x, c: c(x) * torch.sigmoid(x.mean(1, keepdim=True)), [conv()], ["aten.mul.Tensor"]),
         "input returned": (lambda x: (x, F.relu(x)), [], ["aten.clone.default", "activation"]),
         "other dtype": (lambda x, c: (c(x) > 0, c(x)), [conv()], ["aten.gt.Scalar"]),
     }

@@ -30,15 +30,21 @@ SCALARS = {
 Structs = dict[str, type[ctypes.Structure]]
 
 
+_known: dict[str, Structs] = {}  # by the header's text: mutants change it seldom
+
+
 def read(header: Path, compiler: str, emulated_include: Path) -> Structs:
     """Read the structs of a header."""
     text = _with_includes(header, set())
+    if text in _known:
+        return _known[text]
     constants = {name: int(value) for name, value in re.findall(r"constexpr \w+ (k\w+) = (\d+);", text)}
     structs: Structs = {}
     for name, body in re.findall(r"^struct (\w+) \{\n(.*?)^\};", text, re.S | re.M):
         fields = [field for line in body.split(";") for field in _fields(line.strip(), structs, constants)]
         structs[name] = type(name, (ctypes.Structure,), {"_fields_": fields})
     _confirm(header, structs, compiler, emulated_include)
+    _known[text] = structs
     return structs
 
 

@@ -67,7 +67,7 @@ class Emulator:
     def of(self, sources: Path, folder: Path) -> Emulator:
         """Give an emulator of other sources than csrc/, such as a mutated copy, that compiles rather than runs fast."""
         other = copy.copy(self)
-        other.kernel_flags = [*self.kernel_flags, "-O0"]
+        other.kernel_flags = [*self.kernel_flags, "-O0", "-g1"]
         other.folder, other.sources, other.warnings, other.libraries = folder, sources, ["-w"], {}
         return other
 

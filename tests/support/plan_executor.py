@@ -15,9 +15,9 @@ from torch import Tensor
 # By opcode.
 NAMES = (
     *("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "linear"),
-    *("scale_shift", "add", "activation", "copy"),
+    *("scale_shift", "add", "activation", "copy", "scale_images"),
 )
-ACTIVATIONS = (lambda x: x, torch.relu, torch.sigmoid)
+ACTIVATIONS = (lambda x: x, torch.relu, torch.sigmoid, F.relu6, F.hardsigmoid, F.hardswish, F.silu)
 
 
 class PlanExecutor:
@@ -40,6 +40,9 @@ class PlanExecutor:
         return [f"{NAMES[step[0]]} (Python)" for step in self.steps]
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        assert len(inputs) == len({index for storage, index, *_ in self.values if storage == 1})
+        assert all(x.dtype == torch.float32 and x.shape[0] == inputs[0].shape[0] for x in inputs)
+        assert not (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
         return _Run(self, inputs).run()
 
 
@@ -141,6 +144,9 @@ class _Run:
             result = ACTIVATIONS[given[3]](source + self.read(given[1]))
         elif name == "activation":
             result = ACTIVATIONS[given[2]](source)
+        elif name == "scale_images":
+            output = given[2]
+            result = source * self.read(given[1])
         else:
             result = source
         self.write(output, result)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from conditions import relative_error, tolerance
 from torch import Tensor
 from torch.nn import functional as F
 
 ARENA, INPUT, OUTPUT = range(3)
-CONV2D, MAX_POOL2D, AVG_POOL2D, ADAPTIVE_AVG_POOL2D, LINEAR, SCALE_SHIFT, ADD, ACTIVATION, COPY = range(9)
-NONE, RELU, SIGMOID = range(3)
+CONV2D, MAX_POOL2D, AVG_POOL2D, ADAPTIVE_AVG_POOL2D, LINEAR, SCALE_SHIFT, ADD, ACTIVATION, COPY, SCALE_IMAGES = range(
+    10
+)
+NONE, RELU, SIGMOID, RELU6, HARD_SIGMOID, HARD_SWISH, SILU = range(7)
+ACTIVATIONS = (lambda x: x, F.relu, torch.sigmoid, F.relu6, F.hardsigmoid, F.hardswish, F.silu)  # by number
 
 
 class PlanBuilder:
@@ -88,4 +92,14 @@ class PlanBuilder:
 
 def activate(x: Tensor, activation: int) -> Tensor:
     """The activation of that number."""
-    return (x, F.relu(x), torch.sigmoid(x))[activation]
+    return ACTIVATIONS[activation](x)
+
+
+def check_plan(plan: Any, inputs: list[Tensor], expected: list[Tensor], terms: int) -> None:
+    """Runs a plan and holds its outputs to the expected ones, of sums of that many terms."""
+    outputs = plan.run(inputs)
+    assert len(outputs) == len(expected)
+    for got, wanted in zip(outputs, expected, strict=True):
+        assert got.dtype == torch.float32
+        assert got.is_contiguous(memory_format=torch.channels_last) if got.dim() == 4 else got.is_contiguous()
+        assert relative_error(got.double(), wanted) <= tolerance(terms, torch.float32)

@@ -102,7 +102,7 @@ void conv2d_depthwise(const Conv2dDepthwiseArgs<T>& a) {
                                     : depthwise_tile_of_step<T, false>(a, image, h0, w0, c, lanes, acc);
 #pragma GCC unroll 8
         for (int m = 0; m < kCols; ++m)
-          if (m < cols) V::store_first(out + m * a.out_stride_w + c, a.relu ? V::relu(acc[m]) : acc[m], lanes);
+          if (m < cols) V::store_first(out + m * a.out_stride_w + c, rectify<V>(a.activation, acc[m]), lanes);
       }
     }
   }

@@ -58,7 +58,7 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel) {
     }
   }
 
-  // 3. Epilogue: partial sums, bias, residual, ReLU, store.
+  // 3. Epilogue: partial sums, bias, residual, rectifier, store.
   const int last = static_cast<int>(a.channels - (Vectors - 1) * kWidth);
 #pragma GCC unroll 4
   for (int v = 0; v < Vectors; ++v) {
@@ -74,7 +74,7 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel) {
         const T* residual = a.residual + a.residual_offsets[pixel + m] + v * kWidth;
         y = V::add(y, whole ? V::load(residual) : V::load_first(residual, last));
       }
-      if (a.relu) y = V::relu(y);
+      y = rectify<V>(a.activation, y);
       T* out = a.output + a.output_offsets[pixel + m] + v * kWidth;
       if (whole) {
         V::store(out, y);

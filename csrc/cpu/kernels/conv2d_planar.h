@@ -31,8 +31,8 @@ void conv2d_planar_tile(const Conv2dPlanarArgs<T>& a, int64_t position) {
     const typename V::Reg bias = a.bias != nullptr ? V::broadcast(widen(a.bias[k])) : V::zero();
 #pragma GCC unroll 12
     for (int v = 0; v < Vectors; ++v) {
-      const typename V::Reg y = V::add(acc[k][v], bias);
-      V::store(a.results + k * a.result_stride + position + v * V::kWidth, a.relu ? V::relu(y) : y);
+      V::store(a.results + k * a.result_stride + position + v * V::kWidth,
+               rectify<V>(a.activation, V::add(acc[k][v], bias)));
     }
   }
 }

@@ -277,7 +277,7 @@ void winograd_output_tile(const Conv2dWinogradOutputArgs<T>& a, int64_t t) {
       r = V::add(r, bias);
       if (a.residual != nullptr)
         r = V::add(r, V::load_first(residual_corner + i * a.residual_stride_h + j * a.residual_stride_w + lane, n));
-      return a.relu ? V::relu(r) : r;
+      return rectify<V>(a.activation, r);
     };
     T* out = corner + lane;
     if (n == V::kWidth && rows == kOutputs && cols == kOutputs) {

@@ -44,8 +44,8 @@ struct Conv2dWinogradOutputArgs {
   int64_t plane_stride, row_stride;
   WinogradTiles tiles;
   int points, kernel;
-  const T* bias;  // [lanes] or null
-  bool relu;
+  const T* bias;          // [lanes] or null
+  Activation activation;  // a rectifier
   T* output;
   int64_t stride_n, stride_h, stride_w, height, width, lanes;
   const T* residual;  // of the output's size, or null; may be the output

@@ -4,6 +4,7 @@
 // clang-format off
 #include "kernel_table.h"
 #include "tiles.h"
+#include "activation.h"
 #include "conv2d_direct.h"
 #include "conv2d_grad_weight.h"
 #include "conv2d_pack.h"

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "activation_args.h"
 #include "batch_norm_args.h"
 #include "bit_mask_args.h"
 #include "conv2d_args.h"
@@ -11,7 +12,6 @@
 #include "fma_peak_args.h"
 #include "linear_args.h"
 #include "pool2d_args.h"
-#include "sigmoid_args.h"
 
 // Name of the kernel and of its table slot, argument struct. These read or write tensors of every element type;
 #define FASTCNN_ELEMENT_KERNELS(KERNEL)                               \
@@ -39,7 +39,7 @@
   KERNEL(conv2d_winograd_weight, Conv2dWinogradWeightArgs)          \
   KERNEL(conv2d_winograd_grad_weight, Conv2dWinogradGradWeightArgs) \
   KERNEL(linear, LinearArgs)                                        \
-  KERNEL(sigmoid, SigmoidArgs)                                      \
+  KERNEL(activation, ActivationArgs)                                \
   KERNEL(fma_peak, FmaPeakArgs)
 
 #define FASTCNN_KERNELS(KERNEL) FASTCNN_ELEMENT_KERNELS(KERNEL) FASTCNN_COMPUTE_KERNELS(KERNEL)

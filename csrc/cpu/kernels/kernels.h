@@ -3,6 +3,7 @@
 // clang-format off
 #include "bit_mask.h"
 #include "tiles.h"
+#include "activation.h"
 #include "conv2d_direct.h"
 #include "conv2d_pack.h"
 #include "conv2d_planes.h"
@@ -15,7 +16,6 @@
 #include "fma_peak.h"
 #include "batch_norm.h"
 #include "linear.h"
-#include "sigmoid.h"
 // clang-format on
 
 namespace fastcnn::cpu::FASTCNN_ISA {

@@ -46,8 +46,10 @@ void linear_rows(const LinearArgs<T>& a, int64_t row) {
     V::store(lanes, sums[m]);
     for (int half = kWidth / 2; half > 0; half /= 2)
       for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-    const T y = lanes[0] + (a.bias != nullptr ? a.bias[row + m] : T(0));
-    a.output[row + m] = a.relu && y < 0 ? T(0) : y;
+    T y = lanes[0] + (a.bias != nullptr ? a.bias[row + m] : T(0));
+    if (a.activation != Activation::none && y < 0) y = 0;
+    if (a.activation == Activation::relu6 && y > 6) y = 6;
+    a.output[row + m] = y;
   }
 }
 

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "activation_args.h"
+
 namespace fastcnn::cpu {
 
 // output[k] = activation(bias[k] + sum over i of weight[k][i] * input[i])
@@ -12,7 +14,7 @@ struct LinearArgs {
   const T* bias;    // [outputs] or null
   T* output;        // [outputs]
   int64_t outputs, length;
-  bool relu;
+  Activation activation;  // a rectifier
 };
 
 }  // namespace fastcnn::cpu
