@@ -327,7 +327,7 @@ def _slots(arguments: Any) -> list[int]:
     return []
 
 
-def _build_structure(structure: Any, outputs: list[Any]) -> Any:
+def _build_structure(structure: Any, outputs: Sequence[Any]) -> Any:
     if structure is None:
         return None
     if not isinstance(structure, dict):
