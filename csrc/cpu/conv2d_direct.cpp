@@ -17,8 +17,9 @@ constexpr int64_t kChunkBytes = 512 * 1024;
 constexpr int64_t kPackGrain = 32 * 1024;  // elements that a thread packs at least
 // Terms of one chain of additions: longer sums are split, as rounding errors grow with the chain.
 constexpr int64_t kChainTerms = 512;
-constexpr int64_t kManyChunks = 4;  // for a thread, from where on it does not matter whether one has one more
-constexpr int64_t kManyTiles = 4;   // of pixels, from where on threads share them in whole tiles
+constexpr int64_t kManyChunks = 4;   // for a thread, from where on it does not matter whether one has one more
+constexpr int64_t kManyPixels = 64;  // whose products take several times as long as packing their weights
+constexpr int64_t kManyTiles = 4;    // of pixels, from where on threads share them in whole tiles
 // The share of the work that has to be left when taps outside the image are left out.
 constexpr double kLessWork = 0.95;
 constexpr size_t kMostTaps = 128;  // of which groups are formed: there may be as many groups as taps
@@ -196,13 +197,14 @@ class DirectRun {
 
   void run() {
     const int64_t threads = num_threads();
-    // Few chunks, unequally many for each thread: the threads share a chunk's outputs, each one with an input copy of
-    // its own.
-    const bool uneven = chunks_.count % threads != 0 && chunks_.count < kManyChunks * threads;
-    const int64_t parts = uneven ? threads : 1;
     const int64_t copy_size = copies_ ? chunks_.images * image_size_ : 0;
     // A block that one chunk alone uses is packed there, into a place that stays in cache.
     const bool packs_once = p_.packed == nullptr && chunks_.count == 1;
+    // Few chunks, unequally many for each thread: the threads share a chunk's outputs, each one with an input copy of
+    // its own. Where they would pack a block twice for a few pixels, they take whole blocks.
+    const bool uneven = chunks_.count % threads != 0 && chunks_.count < kManyChunks * threads;
+    const bool whole_blocks = packs_once && p_.image.batch * p_.grid.rows * p_.grid.cols < kManyPixels;
+    const int64_t parts = !uneven ? 1 : whole_blocks ? std::min(threads, blocks_.count) : threads;
     const int64_t scratch_size = std::max<int64_t>(1, copy_size + (packs_once ? packing_.block_size() : 0));
     at::Tensor scratch = empty({threads, scratch_size}, kComputeDtype<T>);
     Element* scratch_data = scratch.mutable_data_ptr<Element>();
@@ -214,7 +216,8 @@ class DirectRun {
       const Element* input = nullptr;
       for (int64_t task = begin; task < end; ++task) {
         if (task == begin || task % parts == 0) input = prepare(task / parts, buffer, pixels);
-        const Place first = place(pixels, task % parts, parts), last = place(pixels, task % parts + 1, parts);
+        const int64_t part = task % parts, unit = whole_blocks ? pixels.count() : 1;
+        const Place first = place(pixels, part, parts, unit), last = place(pixels, part + 1, parts, unit);
         for (int64_t b = first.block; b < blocks_.count && b <= last.block; ++b) {
           const int64_t p0 = b == first.block ? first.pixel : 0, p1 = b == last.block ? last.pixel : pixels.count();
           if (p0 == p1) continue;
@@ -237,9 +240,9 @@ class DirectRun {
     int64_t block, pixel;
   };
 
-  // Where a part of equal parts begins: between tiles, where there are many.
-  Place place(const Pixels& pixels, int64_t part, int64_t parts) const {
-    const int64_t count = pixels.count(), at = blocks_.count * count * part / parts;
+  // Where a part of equal parts begins: at a multiple of `unit` outputs, and between tiles, where there are many.
+  Place place(const Pixels& pixels, int64_t part, int64_t parts, int64_t unit) const {
+    const int64_t count = pixels.count(), at = blocks_.count * count / std::max<int64_t>(1, unit) * part / parts * unit;
     if (count == 0) return {part < parts ? 0 : blocks_.count, 0};
     const int vectors = static_cast<int>(ceil_div(blocks_.vectors, blocks_.count));
     const int64_t tile = kernel_.rows_for(vectors), pixel = at % count;

@@ -65,6 +65,90 @@ __device__ inline void load_patch(const Conv2dProblem& p, const PatchTile& t, co
   }
 }
 
+// Puts weights into shared memory, kDirectDepth taps and channels at a time. A thread stages those of one channel of
+// the result.
+template <typename T>
+class WeightStage {
+ public:
+  using Weights = Compute<T>[kDirectDepth][kDirectQuads * kDirectQuad];
+
+  __device__ WeightStage(const Conv2dProblem& p, const WindowAxis& h, const WindowAxis& w, int first_quad)
+      : p_(p), h_(h), w_(w), forward_(p.pass == Conv2dPass::forward), block_lanes_(p.block_vectors * kDirectQuad) {
+    depth_ = forward_ ? p.group_in : p.group_out, lanes_ = forward_ ? p.group_out : p.group_in;
+    place_ = static_cast<int>(threadIdx.x) % block_lanes_;
+    const Quad quad = quad_at(first_quad + place_ / kDirectQuad, lanes_);
+    group_ = quad.group, lane_ = quad.channel + place_ % kDirectQuad;
+  }
+
+  // From the first tap of channels [first, first + chunk).
+  __device__ void begin(int first) {
+    first_ = first;
+    at_ = {0, 0, 0};
+    at_.add(static_cast<int>(threadIdx.x) / block_lanes_, p_.chunk, w_.taps);
+  }
+
+  // The next kDirectDepth, of which `count` exist.
+  __device__ void load(int count, Weights& weights) {
+    const int step = kDirectThreads / block_lanes_;
+    for (int d = static_cast<int>(threadIdx.x) / block_lanes_; d < kDirectDepth; d += step) {
+      const int kh = h_.first_tap + at_.h * h_.kernel_step, kw = w_.first_tap + at_.w * w_.kernel_step;
+      const int c = first_ + at_.c;
+      const int64_t k = static_cast<int64_t>(group_) * p_.group_out + (forward_ ? lane_ : c);
+      const int64_t from = k * p_.kernel_row + (kh * p_.w.kernel + kw) * p_.group_in + (forward_ ? c : lane_);
+      const bool exists = group_ < p_.groups && lane_ < lanes_ && c < depth_ && d < count;
+      weights[d][place_] = exists ? to_compute(static_cast<const T*>(p_.weight)[from]) : Compute<T>(0);
+      at_.add(step, p_.chunk, w_.taps);
+    }
+  }
+
+ private:
+  const Conv2dProblem& p_;
+  const WindowAxis &h_, &w_;
+  bool forward_;
+  int block_lanes_, depth_, lanes_;
+  int place_, group_, lane_;  // of the thread's channel: in the block, and in the tensors
+  int first_ = 0;
+  TapPosition at_ = {0, 0, 0};
+};
+
+// Ends a thread's sums at its positions of a tile.
+template <typename T>
+__device__ inline void store_quads(const Conv2dProblem& p, const PatchTile& t, const WindowAxis& h, const WindowAxis& w,
+                                   const Quad& quad, int slice, const Compute<T> (&sums)[kDirectPixels][kDirectQuad]) {
+  if (quad.group >= p.groups) return;
+  const int lanes = p.pass == Conv2dPass::forward ? p.group_out : p.group_in;
+  const bool vectors = p.pass == Conv2dPass::forward ? p.out_vectors : p.in_vectors;
+  const int64_t channel = static_cast<int64_t>(quad.group) * lanes + quad.channel;
+#pragma unroll
+  for (int i = 0; i < kDirectPixels; ++i) {
+    const int pixel = slice + i * p.block_slices, y = pixel / p.tile_w, x = pixel % p.tile_w;
+    if (y >= t.rows || x >= t.columns) continue;
+    const int64_t to = result_offset({t.n, t.y + y, t.x + x}, h, w, p.groups * lanes) + channel;
+    T* result = static_cast<T*>(p.result) + to;
+    T values[kDirectQuad];
+#pragma unroll
+    for (int e = 0; e < kDirectQuad; ++e) {
+      const bool biased = p.bias != nullptr && quad.channel + e < lanes;
+      const Compute<T> bias = biased ? to_compute(static_cast<const T*>(p.bias)[channel + e]) : Compute<T>(0);
+      values[e] = from_compute<T>(finish(sums[i][e], bias, p.relu));
+    }
+    constexpr int kWide = kVector<T> < kDirectQuad ? kVector<T> : kDirectQuad;
+#pragma unroll
+    for (int first = 0; first < kDirectQuad; first += kWide) {
+      if (kWide == kVector<T> && vectors && quad.channel + first < lanes) {
+        Vec<T> vec;
+#pragma unroll
+        for (int e = 0; e < kWide; ++e) vec[e] = values[first + e];
+        store_global_vector(result + first, vec);
+      } else {
+#pragma unroll
+        for (int e = first; e < first + kWide; ++e)
+          if (quad.channel + e < lanes) result[e] = values[e];
+      }
+    }
+  }
+}
+
 // The output, or the gradient of the input (one phase after the other).
 template <typename T>
 __global__ void __launch_bounds__(kDirectThreads, 3) conv2d_direct_kernel(const Conv2dProblem p) {
@@ -95,32 +179,20 @@ __global__ void __launch_bounds__(kDirectThreads, 3) conv2d_direct_kernel(const 
     at[i] = (y * p.patch_w + x) * pitch + (quad.group - first_group) * p.chunk;
   }
 
-  // 2. Some channels at a time, and of them some weights at a time; a thread stages those of one channel of the result.
-  const int block_lanes = p.block_vectors * kDirectQuad, staged_lane = static_cast<int>(threadIdx.x) % block_lanes;
-  const int staged_depth = static_cast<int>(threadIdx.x) / block_lanes;
-  const Quad of = quad_at(first_quad + staged_lane / kDirectQuad, lanes);
-  const int64_t lane_group = of.group;
-  const int lane = of.channel + staged_lane % kDirectQuad;
+  // 2. Some channels at a time, and of them some weights at a time.
+  WeightStage<T> stage(p, h, w, first_quad);
   C sums[kDirectPixels][kDirectQuad] = {};
   const T* image = static_cast<const T*>(forward ? p.input : p.grad_output);
   const int terms = h.taps * w.taps * p.chunk;
   for (int first = 0; first < depth && terms > 0; first += p.chunk) {
     __syncthreads();
     load_patch(p, t, h, w, image, first_group, depth, first, patch);
-    TapPosition tap = {0, 0, 0}, staged = {0, 0, 0};
-    staged.add(staged_depth, p.chunk, w.taps);
+    TapPosition tap = {0, 0, 0};
+    stage.begin(first);
     for (int term = 0; term < terms; term += kDirectDepth) {
       const int count = min(kDirectDepth, terms - term);
       __syncthreads();
-      for (int d = staged_depth; d < kDirectDepth; d += kDirectThreads / block_lanes) {
-        const int kh = h.first_tap + staged.h * h.kernel_step, kw = w.first_tap + staged.w * w.kernel_step;
-        const int c = first + staged.c;
-        const int64_t k = lane_group * p.group_out + (forward ? lane : c);
-        const int64_t from = k * p.kernel_row + (kh * p.w.kernel + kw) * p.group_in + (forward ? c : lane);
-        const bool exists = lane_group < p.groups && lane < lanes && c < depth && d < count;
-        weights[d][staged_lane] = exists ? to_compute(static_cast<const T*>(p.weight)[from]) : C(0);
-        staged.add(kDirectThreads / block_lanes, p.chunk, w.taps);
-      }
+      stage.load(count, weights);
       __syncthreads();
       for (int d = 0; d < count; ++d) {
         const int offset = (tap.h * h.tap_step * p.patch_w + tap.w * w.tap_step) * pitch + tap.c;
@@ -140,19 +212,23 @@ __global__ void __launch_bounds__(kDirectThreads, 3) conv2d_direct_kernel(const 
   }
 
   // 3. Bias, ReLU and rounding.
-  if (quad.group >= p.groups) return;
-  const int64_t channel = static_cast<int64_t>(quad.group) * lanes + quad.channel;
-#pragma unroll
-  for (int i = 0; i < kDirectPixels; ++i) {
-    const int pixel = slice + i * p.block_slices, y = pixel / p.tile_w, x = pixel % p.tile_w;
-    if (y >= t.rows || x >= t.columns) continue;
-    const int64_t to = result_offset({t.n, t.y + y, t.x + x}, h, w, p.groups * lanes) + channel;
-#pragma unroll
-    for (int e = 0; e < kDirectQuad; ++e) {
-      if (quad.channel + e >= lanes) break;
-      const C bias = p.bias != nullptr ? to_compute(static_cast<const T*>(p.bias)[channel + e]) : C(0);
-      static_cast<T*>(p.result)[to + e] = from_compute<T>(finish(sums[i][e], bias, p.relu));
-    }
+  store_quads<T>(p, t, h, w, quad, slice, sums);
+}
+
+// Copies grad_output of a tile and the block's groups into [tile_h, tile_w, block_groups, quads, kDirectQuad]; zeros
+// beyond a group's channels. Positions that do not exist are left out.
+template <typename T>
+__device__ inline void load_grads(const Conv2dProblem& p, const PatchTile& t, const WindowAxis& h, const WindowAxis& w,
+                                  int first_group, T* grads) {
+  const int group_lanes = (p.group_out + kDirectQuad - 1) / kDirectQuad * kDirectQuad;
+  const int pitch = p.block_groups * group_lanes;
+  for (int i = threadIdx.x; i < t.rows * p.tile_w * pitch; i += kDirectThreads) {
+    const int pixel = p.grad_pitches.divide(i), y = p.tile_columns.divide(pixel), x = pixel - y * p.tile_w;
+    if (x >= t.columns) continue;
+    const int lane = i - pixel * pitch, group = first_group + lane / group_lanes, k = lane % group_lanes;
+    const int64_t row = (static_cast<int64_t>(t.n) * h.positions + t.y + y) * w.positions + t.x + x;
+    const T* from = static_cast<const T*>(p.grad_output) + row * p.out_channels + group * p.group_out + k;
+    grads[i] = group < p.groups && k < p.group_out ? *from : from_compute<T>(0);
   }
 }
 
@@ -193,16 +269,7 @@ __global__ void __launch_bounds__(kDirectThreads, 3) conv2d_direct_grad_weight_k
     const PatchTile t = patch_tile(p, static_cast<uint32_t>(tile), h, w);
     __syncthreads();
     load_patch(p, t, h, w, static_cast<const T*>(p.input), first_group, p.group_in, 0, patch);
-    for (int i = threadIdx.x; i < t.rows * p.tile_w * grad_pitch; i += kDirectThreads) {
-      const int pixel = p.grad_pitches.divide(i), y = p.tile_columns.divide(pixel), x = pixel - y * p.tile_w;
-      if (x >= t.columns) continue;
-      const int lane = i - pixel * grad_pitch, of = first_group + lane / (quads * kDirectQuad);
-      const int k = lane % (quads * kDirectQuad);
-      const int64_t from = (static_cast<int64_t>(t.n) * h.positions + t.y + y) * w.positions + t.x + x;
-      grads[i] = of < p.groups && k < p.group_out
-                     ? static_cast<const T*>(p.grad_output)[from * p.out_channels + of * p.group_out + k]
-                     : from_compute<T>(0);
-    }
+    load_grads(p, t, h, w, first_group, grads);
     __syncthreads();
     for (int y = 0, x = slice; works; x += p.block_slices) {
       for (; x >= t.columns; x -= t.columns) ++y;

@@ -70,7 +70,8 @@ int64_t Plan::check_inputs(const std::vector<at::Tensor>& inputs) const {
     TORCH_CHECK(t.size(0) == inputs[0].size(0), "fastcnn plan: expected inputs of one batch size, but got ",
                 inputs[0].size(0), " and ", t.size(0), " (input ", i, ")");
     TORCH_CHECK(!t.is_conj() && !t.is_neg(), "fastcnn plan: expected input ", i, " without lazy negation");
-    TORCH_CHECK(!differentiates || !t.requires_grad(), "fastcnn plan: expected input ", i, " not to require a gradient");
+    TORCH_CHECK(!differentiates || !t.requires_grad(), "fastcnn plan: expected input ", i,
+                " not to require a gradient");
   }
   return inputs[0].size(0);
 }

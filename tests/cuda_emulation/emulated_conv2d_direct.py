@@ -22,10 +22,10 @@ KERNELS = [
                 "__syncthreads();\n      for (int d = 0; d < count; ++d)",
                 "for (int d = 0; d < count; ++d)",
             ),
-            Mutation("race", "__syncthreads();\n      for (int d = staged_depth", "for (int d = staged_depth"),
+            Mutation("race", "__syncthreads();\n      stage.load(count", "stage.load(count"),
             Mutation("barrier", "if (t.n >= p.batch) return;", "if (t.n >= p.batch || threadIdx.x == 127) return;"),
             Mutation("index", "(quad.group - first_group) * p.chunk", "0"),
-            Mutation("arithmetic", "staged.add(kDirectThreads / block_lanes", "staged.add(1"),
+            Mutation("arithmetic", "at_.add(step,", "at_.add(1,"),
             Mutation("index", "if (y >= t.rows || x >= t.columns) continue;", ""),
             Mutation(
                 "unwritten",
