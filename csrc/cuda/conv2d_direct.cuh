@@ -117,18 +117,34 @@ __device__ inline void store_quads(const Conv2dProblem& p, const PatchTile& t, c
                                    const Quad& quad, int slice, const Compute<T> (&sums)[kDirectPixels][kDirectQuad]) {
   if (quad.group >= p.groups) return;
   const int lanes = p.pass == Conv2dPass::forward ? p.group_out : p.group_in;
+  const bool vectors = p.pass == Conv2dPass::forward ? p.out_vectors : p.in_vectors;
   const int64_t channel = static_cast<int64_t>(quad.group) * lanes + quad.channel;
 #pragma unroll
   for (int i = 0; i < kDirectPixels; ++i) {
     const int pixel = slice + i * p.block_slices, y = pixel / p.tile_w, x = pixel % p.tile_w;
     if (y >= t.rows || x >= t.columns) continue;
     const int64_t to = result_offset({t.n, t.y + y, t.x + x}, h, w, p.groups * lanes) + channel;
+    T* result = static_cast<T*>(p.result) + to;
+    T values[kDirectQuad];
 #pragma unroll
     for (int e = 0; e < kDirectQuad; ++e) {
-      if (quad.channel + e >= lanes) break;
-      const Compute<T> bias =
-          p.bias != nullptr ? to_compute(static_cast<const T*>(p.bias)[channel + e]) : Compute<T>(0);
-      static_cast<T*>(p.result)[to + e] = from_compute<T>(finish(sums[i][e], bias, p.relu));
+      const bool biased = p.bias != nullptr && quad.channel + e < lanes;
+      const Compute<T> bias = biased ? to_compute(static_cast<const T*>(p.bias)[channel + e]) : Compute<T>(0);
+      values[e] = from_compute<T>(finish(sums[i][e], bias, p.relu));
+    }
+    constexpr int kWide = kVector<T> < kDirectQuad ? kVector<T> : kDirectQuad;
+#pragma unroll
+    for (int first = 0; first < kDirectQuad; first += kWide) {
+      if (kWide == kVector<T> && vectors && quad.channel + first < lanes) {
+        Vec<T> vec;
+#pragma unroll
+        for (int e = 0; e < kWide; ++e) vec[e] = values[first + e];
+        store_global_vector(result + first, vec);
+      } else {
+#pragma unroll
+        for (int e = first; e < first + kWide; ++e)
+          if (quad.channel + e < lanes) result[e] = values[e];
+      }
     }
   }
 }

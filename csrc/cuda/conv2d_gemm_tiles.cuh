@@ -245,7 +245,7 @@ class GemmResult {
 #pragma unroll
         for (int i = 0; i < kWide && first + i < kRun; ++i)
           vec[i] = from_compute<Out>(finish(values[first + i], bias[first + i], relu));
-        store_vector(to + first, vec);
+        store_global_vector(to + first, vec);
       }
     } else {
 #pragma unroll

@@ -29,6 +29,7 @@ def test_kernels_pass_the_sanitizers() -> None:
         "ASAN_OPTIONS": "detect_leaks=0",  # of Python itself
         "FASTCNN_EMULATION_BUILD": "address",
     }
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", HERE, "-k", "not mutant"]
+    chosen = "not mutant and not capability"  # those compile what the others compile
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", HERE, "-k", chosen]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
