@@ -96,8 +96,9 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 // A thread a unit of the input's gradient.
+// One block an SM is asked for at least: without that, ptxas spills for 12.0 rather than take more than 64 registers.
 template <typename T>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 1)
     max_pool2d_backward_kernel(const MaxPool2dBackwardArgs args, const Tiling tiling, const bool aligned) {
   constexpr int kLanes = kVector<T>;
   const Pool2dGeometry& g = args.geometry;
