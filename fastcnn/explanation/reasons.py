@@ -32,7 +32,8 @@ def not_covered(*tensors: Tensor | None) -> str | None:
     why = _torch.reason(*tensors)
     for t in tensors:
         if t is not None and why is None:
-            why = f"a {t.device.type} tensor" if t.device.type != "cpu" else None
+            covered = t.device.type == "cpu" or (t.is_cuda and _library.cuda_missing_reason() is None)
+            why = None if covered else f"a {t.device.type} tensor"
             why = why or (None if t.dtype in _COVERED else str(t.dtype))
     return why
 
@@ -51,6 +52,8 @@ def why(kind: str, kernels: list[str], tensors: tuple[Tensor | None, ...], geome
         return f"not covered: {missing}"
     if not kernels:
         return "nothing to compute"
+    if any(t is not None and t.is_cuda for t in tensors):
+        return "not covered by our kernels" if ATEN in kernels else "our kernel for GPUs"
     if geometry is not None:
         dtypes = {t.dtype for t in tensors if t is not None}
         return _why_conv2d(kernels[0], dtypes.pop() if len(dtypes) == 1 else torch.float32, geometry)
