@@ -62,18 +62,20 @@ def event_clock(call: Call, calls: int) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def set_precision(precision: str) -> None:
-    """Let float32 convolutions and products use TF32, or not: "tf32" or "ieee"."""
-    torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = precision
+def allow_tf32(allowed: bool) -> None:
+    """Let float32 convolutions and products use TF32, or not."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 @contextmanager
 def exact() -> Iterator[None]:
     """Check in float32 what may be timed in TF32, whose error is as large as a wrong kernel's."""
-    before = torch.backends.cudnn.conv.fp32_precision
-    set_precision("ieee")
-    yield
-    set_precision(before)
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    allow_tf32(False)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def in_turn(ours: Call, theirs: Call, clock: Clock, blocks: int = BLOCKS) -> tuple[float, float, float]:
@@ -148,7 +150,7 @@ def main(
     """Compare every layer and pass on the current GPU."""
     if not torch.cuda.is_available():
         raise SystemExit("No GPU here: torch.cuda.is_available() is False. `make cuda-report` needs none.")
-    set_precision("tf32" if tf32 else "ieee")
+    allow_tf32(tf32)
     torch.backends.cudnn.benchmark = True  # cuDNN at its best
     kind = getattr(torch, dtype)
     cases = [(layer, "forward") for layer in distinct_layers()] + backward_cases()
