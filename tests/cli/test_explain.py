@@ -105,8 +105,8 @@ def test_a_mistake_is_one_line_and_code_2(capsys, collections, arguments, messag
     ("error", "message"),
     [
         (
-            RuntimeError("operator torchvision::nms does not exist\nmore"),
-            "torchvision cannot be imported (operator torchvision::nms does not exist): torchvision ",
+            RuntimeError("operator torchvision::roi_pool does not exist\nmore"),
+            "torchvision cannot be imported (operator torchvision::roi_pool does not exist): torchvision ",
         ),
         (ModuleNotFoundError("No module named 'torchvision'", name="torchvision"), "torchvision is not installed: pip"),
         (ModuleNotFoundError("No module named 'PIL'", name="PIL"), "torchvision cannot be imported: No module named"),
