@@ -6,9 +6,9 @@ import sys
 from types import ModuleType
 
 import pytest
-import torch
 from torch import nn
 
+from fastcnn._machine import version_of
 from fastcnn.cli import explain as command
 from fastcnn.cli import main
 from fastcnn.explanation import Explanation, timing
@@ -124,7 +124,7 @@ def test_a_package_that_cannot_be_imported_is_one_line(capsys, monkeypatch, erro
     code, out, err = run(capsys, "torchvision:resnet18")
     assert (code, out) == (2, []) and len(err) == 1 and err[0].startswith(f"fastcnn: {message}")
     if isinstance(error, RuntimeError):
-        assert f"and torch {torch.__version__} are probably not built for each other" in err[0]
+        assert f"and torch {version_of('torch')} are probably not built for each other" in err[0]
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(capsys, monkeypatch, tmp_path):
