@@ -139,8 +139,7 @@ void Conv2dStep::run(Call& call) const {
   const Rows out = call.rows(out_), residual = residual_ >= 0 ? call.rows(residual_) : Rows{nullptr, 0};
   std::vector<GatherConv<float>> problems = cpu::forward_problems<float>(
       g, needs_nhwc ? call.nhwc(in_) : call.image(in_), weight_,
-      bias_.defined() ? bias_.const_data_ptr<float>() : nullptr,
-      cpu::is_rectifier(activation_) ? activation_ : Activation::none, out.data, out.pitch);
+      bias_.defined() ? bias_.const_data_ptr<float>() : nullptr, fused(activation_), out.data, out.pitch);
   const char* name = kernel(chosen, problems[0]);
   const int64_t pixels = call.pixels(out_);
 
@@ -166,7 +165,7 @@ void Conv2dStep::run(Call& call) const {
   run_kernel(name, chosen, problems);
 
   // 2. What the kernel has not done.
-  if (adds_after || !cpu::is_rectifier(activation_))
+  if (adds_after || fused(activation_) != activation_)
     apply(pixels, g.out_channels, sums, {}, {}, adds_after ? residual : Rows{nullptr, 0}, activation_, out);
 }
 

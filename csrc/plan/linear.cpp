@@ -20,7 +20,6 @@ class LinearStep final : public Step {
   explicit LinearStep(StepReader& r) {
     in_ = r.read("in"), out_ = r.write("out");
     weight_ = r.constant("weight"), bias_ = r.constant_or_none("bias"), activation_ = r.activation();
-    fused_ = cpu::is_rectifier(activation_) ? activation_ : Activation::none;
     r.done();
     const Value &in = r.value(in_), &out = r.value(out_);
     r.check(out.pixels() == 1, "expected an output of one pixel, but got value ", out_, " of ", out.height, " x ",
@@ -45,7 +44,7 @@ class LinearStep final : public Step {
     }
     const int64_t stride = pixels_ * in.pitch;
     call.batch() == 1 ? run_image(in.data, out.data) : run_batch(call.batch(), in.data, stride, out);
-    if (fused_ != activation_) apply(call.batch(), outputs_, out, {}, {}, {nullptr, 0}, activation_, out);
+    if (fused(activation_) != activation_) apply(call.batch(), outputs_, out, {}, {}, {nullptr, 0}, activation_, out);
   }
 
   std::string describe() const override { return text_; }
@@ -60,7 +59,7 @@ class LinearStep final : public Step {
     cpu::parallel_for(0, ceil_div(outputs_, kRows), grain, [&](int64_t begin, int64_t end) {
       const int64_t first = begin * kRows, count = std::min(end * kRows, outputs_) - first;
       cpu::kernels().f32.linear({input, weight + first * length_, bias != nullptr ? bias + first : nullptr,
-                                 output + first, count, length_, fused_});
+                                 output + first, count, length_, fused(activation_)});
     });
   }
 
@@ -73,7 +72,7 @@ class LinearStep final : public Step {
     p.weight = weight_.const_data_ptr<float>() + begin, p.depth_stride = 1, p.lane_stride = length_;
     p.lanes = outputs_;
     p.bias = begin == 0 ? bias_data() : nullptr;
-    p.activation = end == length_ ? fused_ : Activation::none;
+    p.activation = end == length_ ? fused(activation_) : Activation::none;
     p.output = output.data, p.out_stride_h = output.pitch;
     if (begin > 0) p.residual = output.data, p.residual_stride_h = output.pitch;
     return p;
@@ -96,7 +95,7 @@ class LinearStep final : public Step {
 
   int64_t in_, out_, channels_, pixels_, length_, outputs_;
   at::Tensor weight_, bias_;
-  Activation activation_, fused_;  // fused_: what the kernels apply of it
+  Activation activation_;
   std::string text_;
   Prepared packed_;
 };

@@ -67,6 +67,8 @@ void apply(int64_t rows, int64_t channels, Rows input, const at::Tensor& scale, 
            Activation activation, Rows output);
 void copy(int64_t rows, int64_t channels, Rows input, Rows output);
 
+// What the epilogues of convolutions and linear layers apply of an activation: all of it, or nothing.
+inline Activation fused(Activation activation) { return cpu::is_rectifier(activation) ? activation : Activation::none; }
 std::string activation_text(Activation activation);  // ", relu", or nothing
 std::string shape_text(const Value& value);          // 64 @ 56x56
 
