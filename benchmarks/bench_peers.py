@@ -23,29 +23,41 @@ import torch
 import typer
 from apart import resident_bytes, run_apart
 from torch import Tensor
+from torch._inductor.utils import fresh_cache
 
 PAUSE_SECONDS = 0.05  # pools that spin for work give up within a few milliseconds
 BLOCK_SECONDS = 0.03  # a block of calls takes at least this long
-BLOCKS = 9
+BLOCKS = (3, 9)  # at least and at most
+PEER_SECONDS = 10  # of each peer in a case, where the least number of blocks takes no longer
+WARM_SECONDS = 0.5  # a call that takes longer does not show whether the caches were warm
 TOLERANCE = 1e-3  # of the output's norm: float32 in any order of additions, and Winograd's algorithm, stay far below
 
 
-def median_ms(peer: peers.Peer, batch: Tensor, calls: int) -> float:
-    """One block: the mean time of a call, after one that warms the caches up."""
+def block_ms(peer: peers.Peer, batch: Tensor, seconds: float) -> float:
+    """The mean time of a call in a block, after one that warms the caches up; `seconds` is what a call takes."""
     time.sleep(PAUSE_SECONDS)
-    peer.run(batch)
+    if seconds < WARM_SECONDS:
+        peer.run(batch)
+    calls = max(1, round(BLOCK_SECONDS / seconds))
     started = time.perf_counter()
     for _ in range(calls):
         peer.run(batch)
     return 1e3 * (time.perf_counter() - started) / calls
 
 
-def calls_of(peer: peers.Peer, batch: Tensor) -> int:
-    """Calls that fill a block."""
-    peer.run(batch)
-    started = time.perf_counter()
-    peer.run(batch)
-    return max(1, round(BLOCK_SECONDS / (time.perf_counter() - started)))
+def seconds_of(peer: peers.Peer, batch: Tensor) -> float:
+    """What a call takes in a block of calls, of a peer that has run before."""
+    calls, started, elapsed = 0, time.perf_counter(), 0.0
+    while elapsed < BLOCK_SECONDS:
+        peer.run(batch)
+        calls, elapsed = calls + 1, time.perf_counter() - started
+    return elapsed / calls
+
+
+def blocks_of(seconds: float) -> int:
+    """How many blocks to take of a peer whose call takes so long."""
+    least, most = BLOCKS
+    return min(max(round(PEER_SECONDS / max(seconds, BLOCK_SECONDS)), least), most)
 
 
 def check(name: str, output: Tensor, expected: Tensor) -> float:
@@ -64,7 +76,7 @@ def measure(network: str, batch: int, threads: int, folder: Path) -> list[dict[s
     images, expected = peers.images(network, batch), peers.truth(network, batch)
     rows: list[dict[str, Any]] = []
     with peers.threads_of_torch(threads):
-        made: dict[str, tuple[peers.Peer, int]] = {}
+        made: dict[str, tuple[peers.Peer, float]] = {}
         for name in peers.PEERS:
             row = {"network": network, "batch": batch, "threads": threads, "peer": name}
             try:
@@ -73,12 +85,13 @@ def measure(network: str, batch: int, threads: int, folder: Path) -> list[dict[s
             except Exception as failure:  # a peer that cannot run a network is a result too
                 rows.append({**row, "failed": (str(failure).strip().splitlines() or [type(failure).__name__])[0]})
                 continue
-            made[name] = peer, calls_of(peer, images)
+            made[name] = peer, seconds_of(peer, images)
             rows.append({**row, "facts": peer.facts, "error": error, "blocks": []})
-        for turn in range(BLOCKS):
+        for turn in range(blocks_of(max((seconds for _, seconds in made.values()), default=0.0))):
             order = rows if turn % 2 == 0 else rows[::-1]
             for row in (r for r in order if "blocks" in r):
-                row["blocks"].append(median_ms(made[row["peer"]][0], images, made[row["peer"]][1]))
+                peer, seconds = made[row["peer"]]
+                row["blocks"].append(block_ms(peer, images, seconds))
     for row in (r for r in rows if "blocks" in r):
         row["ms"] = statistics.median(row["blocks"])
         row.update(_apart(row, onnx))
@@ -101,8 +114,9 @@ def _alone(case: str) -> None:
     with peers.threads_of_torch(threads):
         before = resident_bytes()
         peer = peers.build(name, network, batch, threads, Path(onnx))
-        calls = calls_of(peer, images)
-        blocks = [median_ms(peer, images, calls) for _ in range(BLOCKS)]
+        peer.run(images)
+        seconds = seconds_of(peer, images)
+        blocks = [block_ms(peer, images, seconds) for _ in range(blocks_of(seconds))]
     print(json.dumps({"alone_ms": statistics.median(blocks), "MB": (resident_bytes() - before) / 1e6}))
 
 
@@ -129,9 +143,13 @@ def main(
         for network in _list(networks):
             for batch in map(int, _list(batches)):
                 for number in map(int, _list(threads)):
-                    rows += measure(network, batch, number, Path(folder))
+                    # The user's own cache may hold code for another ATEN_CPU_CAPABILITY, which crashes; one of the
+                    # case's own serves the processes it starts as well.
+                    with fresh_cache():
+                        rows += measure(network, batch, number, Path(folder))
                     print(peers_report.line(rows, network, batch, number), flush=True)
-    print(f"wrote {peers_report.write(rows, out)}")
+            written = peers_report.write(rows, out)  # whole so far: hours are not lost with what comes after
+    print(f"wrote {written}")
 
 
 if __name__ == "__main__":

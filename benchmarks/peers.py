@@ -100,7 +100,6 @@ def _compiled_by_torch(name: str, batch: int, threads: int, onnx: Path) -> Peer:
     model = network(name).to(memory_format=torch.channels_last)
     torch._dynamo.reset()
     torch._inductor.config.freezing = True
-    torch._inductor.config.force_disable_caches = True  # its files crash where ATEN_CPU_CAPABILITY was another
     compiled = torch.compile(model)
     return Peer(_channels_last(compiled), f"{_torch_facts(model)}, freezing")
 
