@@ -6,21 +6,24 @@ namespace fastcnn::plan {
 namespace {
 
 constexpr size_t kMostKept = 4;  // blocks: more calls at a time allocate
-// A block that many times as large as what is asked for is not used: a large batch now and then would stay for ever.
-constexpr int64_t kMostSpare = 4;
+// A block that many times as large as what is asked for is not used, and one that so many calls did not use is freed:
+// a large batch now and then would stay for ever.
+constexpr int64_t kMostSpare = 4, kMostUnused = 32;
 
 }  // namespace
 
 at::Tensor ArenaPool::take(int64_t floats) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
+    std::erase_if(kept_, [](Kept& kept) { return ++kept.unused > kMostUnused; });
     auto best = kept_.end();
-    for (auto block = kept_.begin(); block != kept_.end(); ++block)
-      if (block->numel() >= floats && block->numel() / kMostSpare <= floats &&
-          (best == kept_.end() || block->numel() < best->numel()))
-        best = block;
+    for (auto kept = kept_.begin(); kept != kept_.end(); ++kept) {
+      const int64_t size = kept->block.numel();
+      if (size >= floats && size / kMostSpare <= floats && (best == kept_.end() || size < best->block.numel()))
+        best = kept;
+    }
     if (best != kept_.end()) {
-      at::Tensor block = std::move(*best);
+      at::Tensor block = std::move(best->block);
       kept_.erase(best);
       return block;
     }
@@ -30,7 +33,7 @@ at::Tensor ArenaPool::take(int64_t floats) {
 
 void ArenaPool::give_back(at::Tensor block) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  kept_.push_back(std::move(block));
+  kept_.push_back({std::move(block)});
   if (kept_.size() > kMostKept) kept_.erase(kept_.begin());  // the one that was not used for longest
 }
 

@@ -24,11 +24,16 @@ class ArenaPool {
   };
 
  private:
+  struct Kept {
+    at::Tensor block;
+    int64_t unused = 0;  // calls since it was given back that took another block
+  };
+
   at::Tensor take(int64_t floats);
   void give_back(at::Tensor block);
 
   std::mutex mutex_;
-  std::vector<at::Tensor> kept_;
+  std::vector<Kept> kept_;
 };
 
 }  // namespace fastcnn::plan

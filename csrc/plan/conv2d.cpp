@@ -59,6 +59,9 @@ Conv2dStep::Conv2dStep(StepReader& r) {
   g.pad_h = r.number("pad_h", 0, kMostPadding), g.pad_w = r.number("pad_w", 0, kMostPadding);
   g.dilation_h = r.size("dilation_h"), g.dilation_w = r.size("dilation_w"), g.groups = r.size("groups");
   r.done();
+  const int64_t padded = (g.in_h + 2 * g.pad_h) * (g.in_w + 2 * g.pad_w);
+  r.check(padded <= kMostFloats / g.in_channels, "expected at most ", kMostFloats, " floats an image, but got ",
+          g.in_channels, " channels of ", g.in_h, " x ", g.in_w, " with padding ", g.pad_h, " and ", g.pad_w);
   r.check(g.in_channels % g.groups == 0 && g.out_channels % g.groups == 0, "expected channels that are multiples of ",
           "groups=", g.groups, ", but got ", g.in_channels, " and ", g.out_channels);
   r.check(weight_.dim() == 4 && weight_.numel() > 0, "expected weight of four dimensions, but got size ",

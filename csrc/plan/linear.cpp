@@ -43,7 +43,9 @@ class LinearStep final : public Step {
       in = target;
     }
     const int64_t stride = pixels_ * in.pitch;
-    call.batch() == 1 ? run_image(in.data, out.data) : run_batch(call.batch(), in.data, stride, out);
+    // The two ways add in different orders.
+    const bool alone = call.batch() == 1 && !backends::current().batch_invariant;
+    alone ? run_image(in.data, out.data) : run_batch(call.batch(), in.data, stride, out);
     if (fused(activation_) != activation_) apply(call.batch(), outputs_, out, {}, {}, {nullptr, 0}, activation_, out);
   }
 

@@ -70,6 +70,10 @@ int64_t Plan::check_inputs(const std::vector<at::Tensor>& inputs) const {
     TORCH_CHECK(t.size(0) == inputs[0].size(0), "fastcnn plan: expected inputs of one batch size, but got ",
                 inputs[0].size(0), " and ", t.size(0), " (input ", i, ")");
     TORCH_CHECK(!t.is_conj() && !t.is_neg(), "fastcnn plan: expected input ", i, " without lazy negation");
+    // Fake, zero and batched tensors and those of classes with a dispatch of their own.
+    TORCH_CHECK(!t.key_set().has(c10::DispatchKey::Python) && t.has_storage() &&
+                    (t.numel() == 0 || t.const_data_ptr() != nullptr),
+                "fastcnn plan: expected input ", i, " to have memory of its own, but got ", t.toString());
     TORCH_CHECK(!differentiates || !t.requires_grad(), "fastcnn plan: expected input ", i,
                 " not to require a gradient");
   }

@@ -6,8 +6,7 @@
 namespace fastcnn::plan {
 namespace {
 
-constexpr int64_t kMostFloats = int64_t{1} << 48;  // of an image or the arena
-constexpr int64_t kAlignment = 16;                 // floats: a cache line
+constexpr int64_t kAlignment = 16;  // floats: a cache line
 constexpr size_t kValueFields = 7;
 
 template <typename... Args>

@@ -21,6 +21,7 @@ namespace fastcnn::plan {
 // The most of a height, a width, a kernel's extent, a stride or padding: window tables of as many entries are harmless.
 constexpr int64_t kMostSide = int64_t{1} << 20, kMostPadding = kMostSide;
 constexpr int64_t kMostChannels = int64_t{1} << 31;
+constexpr int64_t kMostFloats = int64_t{1} << 48;  // of an image, with its padding, or the arena
 
 enum class Storage : int8_t { arena, input, output };
 using cpu::Activation;

@@ -49,7 +49,7 @@ class _Writer:
         self.graph = graph
         self.slots = {value: index for index, value in enumerate(graph.inputs)}
         self.constants: list[Tensor] = []
-        self.numbers: dict[int, int] = {}  # by id of the tensor in the graph
+        self.numbers: dict[tuple[int, torch.dtype], int] = {}  # by id of the tensor in the graph
         self.kept: list[Tensor] = []  # these tensors, so that no other gets the id
 
     def write(self) -> Program:
@@ -77,7 +77,7 @@ class _Writer:
         if nodes[0].op == ATEN:
             return self._op(nodes[0])
         outputs = [node.output for node in nodes if node.output in wanted]
-        builder = PlanBuilder(nodes, outputs, self._constant)
+        builder = PlanBuilder(nodes, outputs, lambda tensor: self._constant(tensor, torch.float32))
         plan = builder.build()
         inputs = [self._slot(value) for value in builder.inputs]
         return {"plan": plan, "inputs": inputs, "outputs": [self._slot(value) for value in outputs]}
@@ -101,11 +101,12 @@ class _Writer:
     def _slot(self, value: Value) -> int:
         return self.slots.setdefault(value, len(self.slots))
 
-    def _constant(self, tensor: Tensor) -> int:
-        """The number of a constant; a copy of it, as training may go on with the model's own."""
-        if id(tensor) not in self.numbers:
-            self.numbers[id(tensor)] = len(self.constants)
+    def _constant(self, tensor: Tensor, dtype: torch.dtype | None = None) -> int:
+        """The number of a constant in a dtype; a copy of it, as training may go on with the model's own."""
+        dtype = dtype or tensor.dtype
+        key = id(tensor), dtype
+        if key not in self.numbers:
+            self.numbers[key] = len(self.constants)
             self.kept.append(tensor)
-            dtype = torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
             self.constants.append(tensor.detach().to(dtype, memory_format=torch.contiguous_format, copy=True))
-        return self.numbers[id(tensor)]
+        return self.numbers[key]

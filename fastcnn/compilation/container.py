@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from fastcnn.compilation.spec import Program, dtype_of, validate
+from fastcnn.compilation.spec import Program, dtype_of, is_known, validate
 from fastcnn.train.files import write_atomically
 
 _MAGIC = b"fastcnn\n"
@@ -27,7 +27,14 @@ _ALIGNMENT = 64  # bytes: a cache line
 
 
 def write(path: Path, program: Program) -> None:
-    """Writes a program."""
+    """Writes a program.
+
+    Raises:
+        RuntimeError: it has a constant of a dtype that files may not hold.
+    """
+    for constant in program.constants:
+        if not is_known(constant.dtype):
+            raise RuntimeError(f"fastcnn.compile: files may not hold constants of dtype {constant.dtype}")
     tensors = [
         {
             "dtype": str(constant.dtype).removeprefix("torch."),

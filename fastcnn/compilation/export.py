@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from fastcnn.compilation import pure_ops
 from fastcnn.compilation.graph import ATEN, Graph, Input, Node, Value, map_leaves
 from fastcnn.compilation.lowering import LOWERINGS
 
@@ -23,6 +24,9 @@ _SYMBOLIC = {operator.mul: "mul", operator.add: "add", operator.sub: "sub", oper
 # Ops whose results depend on strides, which are not the exporter's here; `view` of a channels_last tensor can fail.
 _STRIDE_FREE = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
 _ON_STRIDES = ("aten.as_strided.default", "aten.view.dtype", "aten.stride.int", "aten.sym_stride.int")
+
+# Ops that copy, and the layout that they give where none is named.
+_COPIES = {"aten.clone.default": None, "aten.contiguous.default": torch.contiguous_format}
 
 # Ops that make a tensor of their own, so that writing to it is seen by nobody else as long as nobody else reads it.
 _FRESH = {
@@ -168,6 +172,7 @@ class _Reader:
         self.inputs: list[Value] = []
         self.signature: list[dict[str, Any]] = []
         self.batch: Any = None
+        self.fixed: set[Value] = set()  # what torch's operators make of constants alone, and may be views of them
         self.count = 0
 
     def read(self) -> Graph:
@@ -280,6 +285,11 @@ class _Reader:
             raise NotImplementedError(
                 f"fastcnn.compile: the operator {name}, which writes to its arguments ({node.name})"
             )
+        elif pure_ops.updates_statistics(name, node.args):
+            raise RuntimeError(
+                f"fastcnn.compile: expected a model that leaves its buffers alone, but {name} ({node.name}) updates "
+                "running statistics"
+            )
         inputs: list[Value] = []
 
         def place(leaf: Any) -> Any:
@@ -298,22 +308,31 @@ class _Reader:
         }
         outputs = [Value(f"{node.name}.{i}" if many else node.name, self._shape(meta)) for i, meta in enumerate(metas)]
         self.nodes.append(Node(ATEN, inputs, outputs, attributes))
+        self.fixed.update(outputs if self.fixed.issuperset(inputs) else ())
         self.known[node] = outputs if many else outputs[0]
 
     def _output(self, item: Any) -> Value | None:
-        """A value to return: what the caller passed, or a weight, goes back as a copy of it."""
+        """A value to return.
+
+        What the caller passed, a weight or a view of one goes back as a copy of it, and so does what the model copied
+        last, which steps of plans leave out.
+        """
         if item is None:
             return None
         value = self._known(item)
-        if isinstance(value, Value) and value not in self.inputs:
-            return value
         if not isinstance(value, (Value, Tensor)):
             raise NotImplementedError(
                 f"fastcnn.compile: expected a model that returns tensors, but it returns {value!r}"
             )
+        copied = str(item.target) in _COPIES
+        if isinstance(value, Value) and not copied and value not in self.inputs and value not in self.fixed:
+            return value
         inputs = [value] if isinstance(value, Value) else []
         copy = Value(f"{item.name}_copy", inputs[0].shape if inputs else None)
-        attributes = {"op": "aten.clone.default", "args": [Input(0) if inputs else value], "kwargs": {}, "many": False}
+        layout = item.kwargs.get("memory_format", _COPIES.get(str(item.target)))
+        kwargs = {} if layout is None else {"memory_format": layout}
+        args = [Input(0) if inputs else value]
+        attributes = {"op": "aten.clone.default", "args": args, "kwargs": kwargs, "many": False}
         self.nodes.append(Node(ATEN, inputs, [copy], attributes))
         return copy
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fastcnn import _library
 from fastcnn.compilation import container, pure_ops, spec
 from fastcnn.compilation.build import build
 from fastcnn.compilation.spec import Program
+
+_TOLERANCE = 1e-2  # of an output's norm: rounding and Winograd's algorithm stay far below
 
 
 def compile(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> CompiledModule:
@@ -35,7 +38,8 @@ def compile(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Comp
         The compiled module.
 
     Raises:
-        RuntimeError: the model is in training mode, is not float32 on the CPU, or writes to its buffers or inputs.
+        RuntimeError: the model is in training mode, is not float32 on the CPU, or writes to its buffers or inputs; or
+            one image is a case of its own for it, for which one call of it is compared.
         TypeError: an example is no tensor with a batch.
         ValueError: the examples have different batches.
         NotImplementedError: an output other than tensors in tuples, lists and dicts; an operator that reads strides.
@@ -45,7 +49,41 @@ def compile(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Comp
     number of threads nor on the other images of the batch, as far as torch's operators do not.
     """
     examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    return CompiledModule(build(model, examples))
+    return compile_checked(model, examples)
+
+
+def compile_checked(model: nn.Module, examples: Sequence[Tensor], *, dynamic: bool = True) -> CompiledModule:
+    """Builds a model and tries one image; arguments and errors as export.export's."""
+    compiled = CompiledModule(build(model, examples, dynamic=dynamic))
+    if dynamic:
+        _check_one_image(model, compiled, [example[:1].detach() for example in examples])
+    return compiled
+
+
+def _check_one_image(model: nn.Module, compiled: CompiledModule, images: Sequence[Tensor]) -> None:
+    """Raises RuntimeError where one image is a case of its own for the model, which a trace of several hides."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            expected = pytree.tree_leaves(model(*images))
+        except Exception:  # the model takes several images only
+            return
+        what = "fastcnn.compile: expected a model that treats one image as it treats several, but for one "
+        try:
+            results = pytree.tree_leaves(compiled(*images))
+        except Exception as error:
+            raise RuntimeError(f"{what}a size changes ({error}); does forward squeeze its batch?") from error
+    is_random = any(op not in pure_ops.PURE_OPS for op in compiled.report().aten)
+    for want, got in zip(expected, results, strict=True):
+        if want is None:
+            continue
+        if want.shape != got.shape:
+            raise RuntimeError(
+                f"{what}it returns size {list(want.shape)}, and compiled {list(got.shape)}; does forward squeeze its "
+                "batch?"
+            )
+        distance = (want.double() - got.double()).norm() / want.double().norm()
+        if want.is_floating_point() and not is_random and distance > _TOLERANCE:  # not where it is no number
+            raise RuntimeError(f"{what}it returns other values; does forward ask for the size of its batch?")
 
 
 def load(path: str | PathLike[str]) -> CompiledModule:
@@ -212,7 +250,7 @@ class _Executable:
         last = {slot: len(document["segments"]) for slot in document["outputs"]}
         for index in reversed(range(len(document["segments"]))):
             segment = document["segments"][index]
-            reads = segment["inputs"] if "plan" in segment else _slots([segment["args"], segment["kwargs"]])
+            reads = segment["inputs"] if "plan" in segment else _slots([segment["args"], *segment["kwargs"].values()])
             free = [
                 slot for slot in [*dict.fromkeys(reads), *segment["outputs"]] if last.setdefault(slot, index) == index
             ]
@@ -261,7 +299,7 @@ class _Executable:
             return results[0] if structure == 0 else _build_structure(structure, results)
         self._check(inputs)
         slots: list[Any] = [*inputs, *[None] * (self.program.document["slots"] - len(inputs))]
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for segment in self.segments:
                 for slot, value in zip(segment.outputs, segment.run(slots), strict=True):
                     slots[slot] = value

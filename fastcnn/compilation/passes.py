@@ -69,10 +69,16 @@ def _remove_reshapes(graph: Graph) -> None:
             producer.outputs = [node.output]
             graph.nodes.remove(node)
             graph.replace(source, node.output)
-    for node in graph.nodes:
-        if node.op == RESHAPE:
-            args = [Input(0), [-1, *node.output.sizes]]
-            node.op, node.attributes = ATEN, {"op": "aten.reshape.default", "args": args, "kwargs": {}, "many": False}
+    graph.nodes = [part for node in graph.nodes for part in (_reshape_by_torch(node) if node.op == RESHAPE else [node])]
+
+
+def _reshape_by_torch(node: Node) -> list[Node]:
+    """A reshape as torch's operators; the batch is asked for, as -1 would not tell it of no elements."""
+    source, target = node.inputs[0], node.output
+    batch = Value(f"{target.name}:batch", None)
+    size = {"op": "aten.sym_size.int", "args": [Input(0), 0], "kwargs": {}, "many": False}
+    reshape = {"op": "aten.reshape.default", "args": [Input(0), [Input(1), *target.sizes]], "kwargs": {}, "many": False}
+    return [Node(ATEN, [source], [batch], size), Node(ATEN, [source, batch], [target], reshape)]
 
 
 def _nhwc_columns(image: Value) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ _SYMBOLIC: dict[str, Callable[..., Any]] = {
     "operator.floordiv": operator.floordiv,
 }
 
-# By overload. Not in it: what makes random numbers, reads strides, writes, or looks at memory it is not given.
+# By overload. Not in it: what makes random numbers, reads strides, writes, or looks at memory it is not given; nor
+# batch norm's inner operators, which leave it to the outer one to check sizes.
 _NAMES = {
     "default": """
-        _adaptive_avg_pool2d _log_softmax _native_batch_norm_legit_no_training _softmax abs adaptive_avg_pool1d
+        _adaptive_avg_pool2d _log_softmax _softmax abs adaptive_avg_pool1d
         adaptive_avg_pool2d adaptive_max_pool2d addmm amax amin avg_pool1d avg_pool2d baddbmm batch_norm bmm cat
         ceil celu clamp clamp_max clamp_min clone constant_pad_nd conv1d conv2d conv3d conv_transpose2d
         convolution copy cos elu embedding erf exp expand expm1 flip floor gelu glu group_norm hardsigmoid
@@ -59,6 +60,16 @@ PURE_OPS = frozenset(
     + [f"fastcnn.{name}.default" for name in _OWN.split()]
     + list(_SYMBOLIC)
 )
+
+
+def updates_statistics(name: str, args: Sequence[Any]) -> bool:
+    """Whether a normalisation writes to the running statistics that it is given, which its schema does not tell.
+
+    batch_norm(input, weight, bias, running_mean, running_var, training, ...) and instance_norm alike.
+    """
+    if name not in ("aten.batch_norm.default", "aten.instance_norm.default"):
+        return False
+    return len(args) < 6 or (args[3] is not None and args[5] is not False)
 
 
 def find(name: str) -> Callable[..., Any]:

@@ -42,7 +42,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.compilation.pure_ops import resolve
+from fastcnn.compilation.pure_ops import resolve, updates_statistics
 
 ARENA, INPUT, OUTPUT = 0, 1, 2
 ACTIVATIONS = ("none", "relu", "sigmoid", "relu6", "hard_sigmoid", "hard_swish", "silu")
@@ -114,6 +114,11 @@ def dtype_of(name: str) -> torch.dtype:
     return dtype
 
 
+def is_known(dtype: torch.dtype) -> bool:
+    """Whether documents have a name for a dtype."""
+    return dtype in _NAMED["dtype"].values()
+
+
 def validate(program: Program) -> None:
     """Raises ValueError where a program is not of the form above, whoever made it.
 
@@ -164,6 +169,9 @@ class _Check:
         _expect(_is_int(plan["arena"]) and plan["arena"] >= 0, "a plan's arena")
         for record in plan["values"]:
             _expect(isinstance(record, list) and len(record) == 7 and all(map(_is_int, record)), "a plan's value")
+        for storage, slots in ((INPUT, segment["inputs"]), (OUTPUT, segment["outputs"])):
+            numbers = {record[1] for record in plan["values"] if record[0] == storage}
+            _expect(numbers == set(range(len(slots))), "a plan's inputs or outputs")
         for step in plan["steps"]:
             _expect(isinstance(step, list) and len(step) > 0 and all(map(_is_int, step)), "a plan's step")
             _expect(0 <= step[0] < len(_STEPS) and len(step) == _STEPS[step[0]][1], "a plan's step")
@@ -175,6 +183,7 @@ class _Check:
         _expect(set(segment) == {"op", "args", "kwargs", "many", "outputs"}, "an operator's keys")
         resolve(segment["op"])
         _expect(isinstance(segment["args"], list) and isinstance(segment["kwargs"], dict), "an operator's arguments")
+        _expect(not updates_statistics(segment["op"], segment["args"]), "an operator that writes")
         self._argument(segment["args"], 0)
         self._argument(list(segment["kwargs"].values()), 0)
         _expect(isinstance(segment["many"], bool), "an operator's results")

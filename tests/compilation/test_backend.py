@@ -46,6 +46,32 @@ def test_backend_freezes_the_weights(model: nn.Module) -> None:
         check_value(compiled(image), exact(model, image))
 
 
+def test_backend_keeps_modules_of_one_kind_apart() -> None:
+    torch.manual_seed(0)
+    models = [prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))) for _ in range(3)]
+    compiled = [torch.compile(model, backend=backend) for model in models]
+    for seed in range(2):
+        image = random(2, 3, 7, 8, seed=seed)
+        with torch.no_grad():
+            for one, model in zip(compiled, models, strict=True):
+                check_value(one(image), exact(model, image))
+
+
+def test_backend_takes_exchanged_parameters(model: nn.Module) -> None:
+    compiled, image = torch.compile(model, backend=backend), random(3, 3, 7, 8)
+    with torch.no_grad():
+        compiled(image)
+        model[0].weight = nn.Parameter(2 * model[0].weight)
+        check_value(compiled(image), exact(model, image))
+
+
+def test_backend_refuses_dropout_in_training_mode(model: nn.Module) -> None:
+    dropping = nn.Sequential(model, nn.Dropout())
+    dropping[1].train()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="a dropout is in training mode"):
+        torch.compile(dropping, backend=backend)(random(2, 3, 7, 8))
+
+
 def test_backend_refuses_gradients(model: nn.Module) -> None:
     compiled = torch.compile(model, backend=backend)
     with pytest.raises(RuntimeError, match=r"for inference, and has no gradients; call .* under torch.no_grad\(\)"):

@@ -65,6 +65,21 @@ def test_compiled_takes_an_empty_batch(model: nn.Module, compiled: CompiledModul
     assert compiled(random(0, 3, 7, 8)).shape == (0, 3)
 
 
+def test_compiled_reshapes_an_empty_batch() -> None:
+    shaped = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Unflatten(1, (2, 10, 6)), nn.Sigmoid()).eval()
+    compiled = fastcnn.compile(shaped, random(1, 3, 7, 8))
+    for batch in (0, 1, 3):
+        check(compiled, shaped, random(batch, 3, 7, 8))
+
+
+def test_compiled_ignores_autocast() -> None:
+    torch.manual_seed(0)
+    up = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 3, 2, stride=2), nn.Conv2d(3, 2, 3)).eval()
+    compiled = fastcnn.compile(up, random(1, 3, 6, 6))
+    with torch.no_grad(), torch.autocast("cpu"):
+        check_value(compiled(random(2, 3, 6, 6)), exact(up, random(2, 3, 6, 6)))
+
+
 @pytest.mark.parametrize(
     ("argument", "error", "message"),
     [
@@ -157,6 +172,64 @@ def test_compiled_takes_and_returns_several_tensors() -> None:
     assert output["image"].data_ptr() != inputs[0].data_ptr()
     with pytest.raises(RuntimeError, match=r"expected other of batch 3, but got size"):
         compiled(inputs[0], random(2, 5, 4, 5), inputs[2])
+
+
+class Returns(nn.Module):
+    """A convolution, and what a function of it and the module returns."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.conv, self.linear, self.function = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), function
+        self.anchors = nn.Buffer(torch.arange(4.0), persistent=False)
+        self.wide = torch.tensor([1e300], dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, self.conv(x))
+
+
+def test_compiled_returns_memory_of_its_own() -> None:
+    compiled = fastcnn.compile(Returns(lambda m, y: (y, y.clone(), m.anchors[None])).eval(), random(1, 3, 5, 6))
+    image = random(2, 3, 5, 6)
+    before = [value.clone() for value in compiled(image)]
+    value, copied, anchors = compiled(image)
+    for tensor in (value, anchors):
+        tensor.zero_()
+    assert torch.equal(copied, before[1])
+    assert all(torch.equal(a, b) for a, b in zip(compiled(image), before, strict=True))
+
+
+def test_compiled_returns_contiguous_tensors_where_the_model_asks_for_them() -> None:
+    model = Returns(lambda m, y: y.permute(0, 2, 3, 1).contiguous()).eval()
+    output = fastcnn.compile(model, random(1, 3, 5, 6))(random(2, 3, 5, 6))
+    assert output.is_contiguous()
+    check_value(output, exact(model, random(2, 3, 5, 6)))
+
+
+def test_compiled_keeps_constants_of_torch_operators_in_float64() -> None:
+    compiled = fastcnn.compile(Returns(lambda m, y: (y.double() * m.wide, m.wide + 0)).eval(), random(1, 3, 5, 6))
+    product, constant = compiled(random(2, 3, 5, 6))
+    assert product.dtype == constant.dtype == torch.float64
+    assert bool(product.isfinite().all()) and float(constant) == 1e300
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda m, y: y.amax((2, 3), keepdim=True).squeeze((0, 2, 3)), r"returns size \[4\], and compiled \[1, 4\]"),
+        (lambda m, y: m.linear(y.amax((2, 3), keepdim=True).squeeze()), r"for one .*squeeze"),
+        (lambda m, y: y if y.shape[0] > 1 else y * 0, r"returns other values"),
+    ],
+    ids=["squeezed", "squeezed before a layer", "branch"],
+)
+def test_compile_refuses_models_that_treat_one_image_apart(function: Any, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        fastcnn.compile(Returns(function).eval(), random(1, 3, 5, 6))
+
+
+def test_compile_refuses_statistics_that_a_call_updates() -> None:
+    model = Returns(lambda m, y: F.instance_norm(y, m.anchors, m.anchors, use_input_stats=True)).eval()
+    with pytest.raises(RuntimeError, match=r"leaves its buffers alone"):
+        fastcnn.compile(model, random(1, 3, 5, 6))
 
 
 def test_compiled_runs_a_shared_module_twice() -> None:

@@ -164,6 +164,26 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     ),
     "python": (_set(PROGRAM, "segments", OP, "op", "os.system"), "that a file may name"),
     "slot not filled": (_set(PROGRAM, "segments", OP, "args", [{"slot": 3}]), "a slot that is read"),
+    "keyword that looks like a slot": (
+        _set(PROGRAM, "segments", OP, "kwargs", {"slot": {"slot": 9}}),
+        "a slot that is read",
+    ),
+    "statistics that are written": (
+        _set(
+            PROGRAM,
+            "segments",
+            OP,
+            {
+                "op": "aten.batch_norm.default",
+                "many": False,
+                "outputs": [1],
+                "kwargs": {},
+                "args": [{"slot": 0}, None, None, {"constant": 0}, {"constant": 0}, True, 0.1, 1e-5, False],
+            },
+        ),
+        "an operator that writes",
+    ),
+    "inputs that a plan does not have": (_set(PROGRAM, "segments", PLAN, "inputs", [0, 0]), "a plan's inputs"),
     "constant": (_set(PROGRAM, "segments", OP, "args", [{"constant": 99}]), "a constant"),
     "negative constant": (_set(PROGRAM, "segments", OP, "args", [{"constant": -1}]), "a constant"),
     "unknown key": (_set(PROGRAM, "segments", OP, "args", [{"file": "x"}]), "KeyError"),
@@ -221,5 +241,20 @@ def test_save_refuses_operators_that_files_may_not_name(tmp_path: Path) -> None:
     compiled = fastcnn.compile(Noise().eval(), random(1, 2, 3, 3))
     assert compiled(random(1, 2, 3, 3)).shape == (1, 2, 3, 3)
     with pytest.raises(RuntimeError, match=r"may not name the operator aten.rand_like.default"):
+        compiled.save(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_save_refuses_dtypes_that_files_may_not_hold(tmp_path: Path) -> None:
+    class Rotated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = torch.tensor([1j], dtype=torch.complex64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * self.factor).abs()
+
+    compiled = fastcnn.compile(Rotated().eval(), random(2, 2, 3, 3))
+    with pytest.raises(RuntimeError, match=r"may not hold constants of dtype torch.complex64"):
         compiled.save(tmp_path / "file")
     assert not list(tmp_path.iterdir())

@@ -72,6 +72,14 @@ def test_plan_of_a_network_is_as_exact_as_eager_mode(name: str) -> None:
             assert of_rule <= max(3 * of_eager, bound), (name, batch, by_rule, eager)
 
 
+def test_plan_of_a_network_gives_an_image_the_same_bits_in_any_batch() -> None:
+    model, sizes = build("alexnet")
+    compiled = fastcnn.compile(model, random(1, *sizes))
+    images = random(3, *sizes)
+    with backends.batch_invariant(True):
+        assert torch.equal(compiled(images[:1]), compiled(images)[:1])
+
+
 def test_plan_of_a_network_runs_in_several_threads_at_once() -> None:
     model, sizes = build("googlenet")
     compiled = fastcnn.compile(model, random(1, *sizes))

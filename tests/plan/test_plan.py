@@ -27,6 +27,7 @@ from plans import (
 )
 from threads import run_in_threads
 from torch import Tensor
+from torch.masked import masked_tensor
 from torch.nn import functional as F
 
 BATCHES = [0, 1, 3]
@@ -206,6 +207,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "activation": (lambda: _with_field(0, 6, 7), ["activation", "7"]),
     "stride": (lambda: _with_field(0, 7, 0), ["stride_h", "0"]),
     "padding": (lambda: _with_field(0, 9, -1), ["pad_h", "-1"]),
+    "padded size": (lambda: _with_large_halo(), ["floats an image", str(2**20)]),
     "dilation": (lambda: _with_field(0, 11, 2**40), ["dilation_h", str(2**40)]),
     "output size": (lambda: _with_field(0, 9, 2), ["10 x 8", "8 x 8"]),
     "groups": (lambda: _with_field(0, 13, 2), ["groups=2", "3"]),
@@ -237,6 +239,14 @@ def _with_output(*chw: int) -> PlanBuilder:
     return plan
 
 
+def _with_large_halo() -> PlanBuilder:
+    plan = PlanBuilder()
+    channels, wide = 64, 2**20
+    weight = torch.randn(1, channels, 1, 1)
+    plan.conv2d(plan.input(channels, 1, 1), plan.output(1, 3, 3), weight, stride=(wide, wide), padding=(wide, wide))
+    return plan
+
+
 def _overlapping() -> PlanBuilder:
     plan = _valid()
     plan.values.append([ARENA, 0, 8, 8, 4, 4, 0])
@@ -265,6 +275,8 @@ def test_valid_plan_is_taken() -> None:
         ([torch.randn(2, 3)], ["[N, 3, 8, 8]", "[2, 3]"]),
         ([torch.randn(2, 3, 8, 8, dtype=torch.float64)], ["float32", "Double"]),
         ([torch.empty(2, 3, 8, 8, device="meta")], ["CPU", "Meta"]),
+        ([torch._efficientzerotensor(2, 3, 8, 8)], ["memory of its own"]),
+        ([masked_tensor(torch.randn(2, 3, 8, 8), torch.ones(2, 3, 8, 8, dtype=torch.bool))], ["memory of its own"]),
     ],
 )
 def test_bad_input_is_refused(inputs: list[Tensor], words: list[str]) -> None:
