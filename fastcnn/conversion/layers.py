@@ -146,10 +146,18 @@ def undo(module: nn.Module) -> None:
         return
     if done.converted:
         _restore_class(module, done.original)
-    weight = module._parameters.get("weight")
-    if done.strides is not None and weight is not None and weight.dim() == len(done.strides):
-        as_before = torch.empty_strided(weight.shape, done.strides, dtype=weight.dtype, device=weight.device)
-        weight.data = as_before.copy_(weight.data)
+    if done.strides is not None:
+        for parameter in module.parameters():  # the weight has another name where it was parametrized since
+            _restore_strides(parameter, done.strides)
+
+
+def _restore_strides(parameter: nn.Parameter, strides: tuple[int, ...]) -> None:
+    """Lays a parameter out as the weight was before its conversion, if these strides fit its shape."""
+    if parameter.dim() != len(strides):
+        return
+    as_before = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
+    if as_before.untyped_storage().nbytes() == parameter.numel() * parameter.element_size():
+        parameter.data = as_before.copy_(parameter.data)
 
 
 def _restore_class(module: nn.Module, original: type[nn.Module]) -> None:
