@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
@@ -28,6 +29,15 @@ _HOOKS = (
     "_forward_pre_hooks_with_kwargs",
     "_backward_hooks",
     "_backward_pre_hooks",
+)
+# What torch.nn.modules.module.register_module_forward_hook and its like fill.
+_GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
+    torch_module._global_forward_hooks,
+    torch_module._global_forward_hooks_with_kwargs,
+    torch_module._global_forward_hooks_always_called,
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_backward_hooks,
+    torch_module._global_backward_pre_hooks,
 )
 # Their last arguments are the residual, eps, and whether ReLU is applied.
 _BATCH_NORMS = (torch.ops.fastcnn.batch_norm_train.default, torch.ops.fastcnn.batch_norm_infer.default)
@@ -108,7 +118,7 @@ def capture(model: nn.Module, example: Any, grad: bool) -> list[Call]:
     """
     record = _Record()
     watched = list(_watched(model))
-    with untouched(model):
+    with untouched(model), _without_global_hooks():
         _strip(model)
         for name, module in watched:
             record.watch(name, module)
@@ -220,6 +230,21 @@ def untouched(model: nn.Module) -> Iterator[None]:
         random.setstate(drawn)
         if numpy is not None:
             numpy.random.set_state(numpy_drawn)
+
+
+@contextmanager
+def _without_global_hooks() -> Iterator[None]:
+    """Take off the hooks that are called for every module, and put them back."""
+    # In the same dicts, as the handles that remove hooks know those.
+    saved = [dict(hooks) for hooks in _GLOBAL_HOOKS]
+    for hooks in _GLOBAL_HOOKS:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, contents in zip(_GLOBAL_HOOKS, saved, strict=True):
+            hooks.clear()
+            hooks.update(contents)
 
 
 def _watched(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 import fastcnn
 from fastcnn import _library, backends, ops
@@ -367,3 +368,22 @@ def test_layers_share_the_models_memory_and_nothing_else():
     assert layer.parameters[0].data_ptr() == model.bn.weight.data_ptr() and layer.parameters[0].is_leaf
     layer.theirs([image(2, 8, 4, 4)], layer.parameters)
     assert model.bn.running_mean.abs().max() == 0 and model.bn.num_batches_tracked == 0
+
+
+def test_measuring_does_not_call_hooks_of_all_modules():
+    called, model = [], fastcnn.convert(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())).eval()
+    handles = [
+        torch_module.register_module_forward_hook(lambda *args: called.append("forward"), always_call=True),
+        torch_module.register_module_forward_pre_hook(lambda *args: called.append("pre")),
+        torch_module.register_module_full_backward_hook(lambda *args: called.append("backward")),
+    ]
+    try:
+        rows = measure_layers(model, image(), seconds=QUICK)
+        assert [row.kind for row in rows] == ["BatchNormReLU2d"]
+        assert not called
+        model(image())
+        assert set(called) == {"pre", "forward"}
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert not torch_module._has_any_global_hook()
