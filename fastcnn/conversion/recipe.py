@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import linecache
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,26 +18,45 @@ class Guard:
     """What the forward read of a module when it was traced, which is part of the rewritten one.
 
     Attributes:
-        path: where the module is, from the one whose forward it is.
-        name: the attribute.
-        kind: "value", "module", "tensor", "none" (registered, but None), "children" (the names of them) or "absent".
-        value: of "value" and "children".
+        path: where the module is, from the one whose forward it is; of "global" the Python module's name alone.
+        name: the attribute, or the global name.
+        kind: "value" (of the object or of its class), "module", "tensor", "none" (registered, but None), "children"
+            (the names of them), "absent" or "global".
+        value: of "value", "children" and "global".
     """
 
     path: tuple[str, ...]
     name: str
     kind: str
     value: Any = None
+    namespace: ModuleType | None = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Finds the Python module of a global here, so that torch.compile need not look among all modules."""
+        namespace = sys.modules.get(self.path[0]) if self.kind == "global" else None
+        object.__setattr__(self, "namespace", namespace)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles and copies the Python module's name, as a module cannot be."""
+        return (Guard, (self.path, self.name, self.kind, self.value))
+
+    @property
+    def read(self) -> str:
+        """What was read, as the forward's code names it."""
+        of = () if self.kind == "global" else ("self",)
+        return ".".join((*of, *self.path, self.name))
 
     def holds(self, root: nn.Module) -> bool:
         """Whether the forward would read the same now."""
+        if self.kind == "global":
+            return _has(self.namespace, self.name, self.value)
         owner: nn.Module | None = root
         for step in self.path:
             owner = owner._modules.get(step) if owner is not None else None
         if owner is None:
             return False
         if self.kind == "value":
-            return self.name in vars(owner) and bool(vars(owner)[self.name] == self.value)
+            return _has(owner, self.name, self.value)
         if self.kind == "children":
             return bool(tuple(owner._modules) == self.value)
         if self.kind == "absent":
@@ -45,6 +66,13 @@ class Guard:
         held: Any = owner._parameters.get(self.name)
         held = owner._buffers.get(self.name) if held is None else held
         return (held is not None) == (self.kind == "tensor") and owner._modules.get(self.name) is None
+
+
+def _has(owner: object, name: str, value: Any) -> bool:
+    if not hasattr(owner, name):
+        return False
+    held = getattr(owner, name)
+    return isinstance(held, type(value)) and bool(held == value)
 
 
 @dataclass(frozen=True)

@@ -6,54 +6,27 @@ of the trace: here that is either noted, to be checked before each run (recipe.G
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import inspect
-import random
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from types import BuiltinFunctionType, FrameType, FunctionType
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import BuiltinFunctionType
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import Attribute
 
 from fastcnn.conversion.recipe import Guard
+from fastcnn.conversion.watch import DATA, Notes, is_value, module_of, watched
 
-# Modules whose functions mean that the forward does more than compute from its arguments.
-_FORBIDDEN_MODULES = (
-    *("torch.utils.checkpoint", "torch.autograd.grad_mode", "torch.autograd.graph", "torch.amp", "torch.random"),
-    *("torch.cuda", "random", "numpy.random"),
-)
-_FORBIDDEN_CALLS = {
-    *(print, open, input, torch.is_grad_enabled, torch.is_inference_mode_enabled),
-    *(torch._C._set_grad_enabled, torch.is_autocast_enabled, torch.set_autocast_enabled),
-}
-_VALUES = (
-    *(type(None), bool, int, float, str, torch.dtype, torch.device, torch.memory_format),
-    *(type, FunctionType, BuiltinFunctionType),
-)
+# Whose code handles stand-ins as such: that of torch.fx, and here.
+_TRACING = ("torch.fx", "torch.utils._pytree", "fastcnn.conversion.")
 
 
 class UntraceableError(Exception):
     """Why a forward cannot be traced."""
-
-
-@dataclass
-class Notes:
-    """What the forward read while it was traced."""
-
-    guards: dict[tuple[tuple[str, ...], str], Guard] = field(default_factory=dict)
-    training: set[tuple[str, ...]] = field(default_factory=set)  # the modules whose training flag was read
-    asked: set[str] = field(default_factory=set)  # the arguments whose type was asked for
-    refusal: str | None = None
-    on: bool = False
-
-    def refuse(self, reason: str) -> None:
-        """Keeps the first reason."""
-        self.refusal = self.refusal or reason
 
 
 @dataclass
@@ -64,23 +37,49 @@ class Trace:
     guards: tuple[Guard, ...]
 
 
-class _Argument(fx.Proxy):
-    """A stand-in that notices when it is asked for its type, which isinstance does by the attribute __class__."""
+class _StandIn(fx.Proxy):
+    """A stand-in that notices when it is asked what it is: isinstance asks by __class__, hasattr by __getattr__."""
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         """The type that the stand-in stands for, to all but torch.fx itself."""
-        caller = _module(sys._getframe(1))
-        if caller == __name__ or caller.partition(".")[0] == "torch":
-            return _Argument
+        asking = sys._getframe(1)
+        by_torch = module_of(asking).partition(".")[0] == "torch"
+        outer = asking.f_back if module_of(asking) == "torch.nn.parameter" else asking  # isinstance of a Parameter
+        if module_of(outer).startswith(_TRACING):
+            return type(self)
         tracer: Any = self.tracer
-        node = self.node
-        if node.op != "placeholder":
+        kind = self._stands_for()
+        if kind is None:
             tracer.notes.refuse("asks for the type of what it computed")
             return Tensor
-        tracer.notes.asked.add(node.target)
-        kind: type = tracer.arguments[node.target]
+        if by_torch:  # torch.is_tensor, nn.Parameter and others, which may answer what no type of an argument tells
+            tracer.notes.refuse("has torch ask for the type of an argument")
+        tracer.notes.asked.add(self.node.target)
         return kind
+
+    def __getattr__(self, name: str) -> Any:
+        tracer: Any = self.tracer
+        kind = self._stands_for()
+        if tracer.notes.asking:
+            tracer.notes.refuse(f"asks a value whether it has {name}")
+        if kind is not None and not hasattr(kind, name):
+            tracer.notes.refuse(f"reads {name} of an argument, which a {kind.__name__} lacks")
+            raise AttributeError(f"'{kind.__name__}' object has no attribute '{name}'")
+        return _Attribute(self, name)
+
+    def _stands_for(self) -> type | None:
+        """The type of the argument that it stands for; None for what was computed."""
+        tracer: Any = self.tracer
+        kind: type | None = tracer.arguments[self.node.target] if self.node.op == "placeholder" else None
+        return kind
+
+
+class _Attribute(Attribute, _StandIn):
+    """A stand-in for a stand-in's attribute."""
+
+    def _stands_for(self) -> type | None:
+        return None  # without a look at its node, which is made only where the attribute is not called
 
 
 class _Tracer(fx.Tracer):
@@ -95,7 +94,7 @@ class _Tracer(fx.Tracer):
         return True
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Argument(node, self)
+        return _StandIn(node, self)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         def run(*args: Any) -> Any:
@@ -115,8 +114,11 @@ class _Probe(nn.Module):
     def __getattribute__(self, name: str) -> Any:
         own = object.__getattribute__(self, "__dict__")
         notes: Notes | None = own.get("_notes")
-        if notes is not None and notes.on and name in own:
-            _note_read(notes, own["_path"], name, own[name])
+        if notes is not None and notes.on:
+            if name in own:
+                _note_read(notes, own["_path"], name, own[name])
+            elif not name.startswith("__"):
+                _note_class_read(notes, own["_path"], name, type(self))
         return super().__getattribute__(name)
 
     def __getattr__(self, name: str) -> Any:
@@ -138,18 +140,21 @@ def _note_read(notes: Notes, path: tuple[str, ...], name: str, value: Any) -> No
         notes.training.add(path)
     elif name == "_modules":
         notes.guards[path, name] = Guard(path, name, "children", tuple(value))
-    elif _is_value(value):
+    elif is_value(value):
         notes.guards.setdefault((path, name), Guard(path, name, "value", copy.deepcopy(value)))
     else:
         notes.refuse(f"reads self.{'.'.join((*path, name))}, a {type(value).__name__}")
 
 
-def _is_value(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(_is_value(v) for v in value)
-    if isinstance(value, dict):
-        return all(_is_value(v) for v in (*value.keys(), *value.values()))
-    return isinstance(value, _VALUES)
+def _note_class_read(notes: Notes, path: tuple[str, ...], name: str, cls: type) -> None:
+    """Notes a plain value of the class; methods, properties and classes are taken to stay."""
+    held = [vars(base)[name] for base in cls.__mro__ if name in vars(base)]
+    if held and not hasattr(type(held[0]), "__get__") and not isinstance(held[0], type):
+        values = (*DATA, BuiltinFunctionType)
+        if is_value(held[0], values):
+            _note_read(notes, path, name, held[0])
+        else:
+            notes.refuse(f"reads self.{'.'.join((*path, name))}, a {type(held[0]).__name__} of the class")
 
 
 @functools.cache
@@ -218,7 +223,7 @@ def _trace_in_mode(
     try:
         probe = _probe(module, kind, notes, training, (), {})
         before = dict(vars(probe))
-        with _watched(notes):
+        with watched(notes):
             graph = tracer.trace(probe)
     except Exception as error:
         text = (str(error) or type(error).__name__).splitlines()[0]
@@ -226,54 +231,14 @@ def _trace_in_mode(
     if vars(probe).keys() != before.keys() or any(vars(probe)[name] is not before[name] for name in before):
         notes.refuse("writes to its module")
     for guard in notes.guards.values():
-        if guard.kind in ("value", "children") and not guard.holds(module):
-            notes.refuse(f"writes to self.{'.'.join((*guard.path, guard.name))}")
+        if guard.kind in ("value", "children", "global") and not guard.holds(module):
+            notes.refuse(f"writes to {guard.read}")
     for node in graph.nodes:
         if node.op == "get_attr" and node.target.startswith("_tensor_constant"):
             notes.refuse("makes tensors of its own")
     if notes.refusal is not None:
         raise UntraceableError(notes.refusal)
     return graph, notes
-
-
-@contextlib.contextmanager
-def _watched(notes: Notes) -> Iterator[None]:
-    """Notes what a forward calls that a graph cannot hold, and puts the random state back."""
-    of_python, of_torch = random.getstate(), torch.get_rng_state()
-
-    def watch(frame: FrameType, event: str, called: Any) -> None:
-        if not notes.on:
-            return
-        if event == "c_call" and _is_forbidden(called):
-            notes.refuse(f"calls {called.__name__}")
-        elif event == "call":
-            name = _module(frame)
-            if name.startswith(_FORBIDDEN_MODULES) and not _module(frame.f_back).startswith("torch.fx"):
-                notes.refuse(f"calls {name}.{frame.f_code.co_name}")
-
-    previous = sys.getprofile()
-    sys.setprofile(watch)
-    try:
-        yield
-    finally:
-        sys.setprofile(previous)
-        if random.getstate() != of_python or not torch.equal(torch.get_rng_state(), of_torch):
-            notes.refuse("draws random numbers")
-            random.setstate(of_python)
-            torch.set_rng_state(of_torch)
-
-
-def _module(frame: FrameType | None) -> str:
-    return "" if frame is None else str(frame.f_globals.get("__name__", ""))
-
-
-def _is_forbidden(called: Any) -> bool:
-    if type(getattr(called, "__self__", None)).__module__.startswith("numpy.random"):
-        return True
-    try:
-        return called in _FORBIDDEN_CALLS
-    except TypeError:  # unhashable: a method of such an object
-        return False
 
 
 def _merge(train: fx.Graph, evaluation: fx.Graph, path: tuple[str, ...] | None) -> None:

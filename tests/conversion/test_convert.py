@@ -16,11 +16,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.nn.utils.prune
-from conversions import state_of, trace_of
+from conversions import calls_of_fused_op, state_of, trace_of
 from torch import Tensor, nn
 
 import fastcnn
-from fastcnn.conversion import fused
 from fastcnn.conversion.plan import plan
 
 
@@ -100,15 +99,6 @@ def check(model: nn.Module, *inputs: Any) -> nn.Module:
 
 def images(*shape: int) -> Tensor:
     return torch.randn(shape or (2, 8, 6, 6), dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-
-
-def calls_of_fused_op(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> int:
-    calls = []
-    original = fused.ops.batch_norm_relu
-    with monkeypatch.context() as patch:
-        patch.setattr(fused.ops, "batch_norm_relu", lambda *a: calls.append(1) or original(*a))
-        run()
-    return len(calls)
 
 
 def test_convert_says_that_nothing_was_measured(capsys: pytest.CaptureFixture[str]) -> None:

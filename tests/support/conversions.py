@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 import fastcnn
+from fastcnn.conversion import fused
 
 
 def state_of(model: nn.Module) -> list[Any]:
@@ -38,3 +41,13 @@ def check_structure(model: nn.Module) -> int:
     assert state_of(model) == state
     assert trace_of(model) == before
     return converted
+
+
+def calls_of_fused_op(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> int:
+    """How often batch norm and ReLU run as one op in what is run."""
+    calls = []
+    original = fused.ops.batch_norm_relu
+    with monkeypatch.context() as patch:
+        patch.setattr(fused.ops, "batch_norm_relu", lambda *a: calls.append(1) or original(*a))
+        run()
+    return len(calls)
