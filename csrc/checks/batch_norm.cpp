@@ -99,9 +99,11 @@ BatchNormGeometry batch_norm_backward(const at::Tensor& grad_output, const at::T
   check_statistics(var, "var");
   check_weight(weight, "weight");
   const int64_t expected[] = {g.rows, g.mask_stride};
-  TORCH_CHECK(mask.scalar_type() == at::kByte && (mask.dim() == 1 || mask.sizes() == at::IntArrayRef(expected)), kOp,
-              "expected mask to be uint8 of size ", at::IntArrayRef(expected), ", or [0] without ReLU, but got ",
-              mask.scalar_type(), " of size ", mask.sizes());
+  const bool fits = mask.numel() == 0 || mask.sizes() == at::IntArrayRef(expected);
+  TORCH_CHECK(mask.scalar_type() == at::kByte && fits && mask.is_contiguous(), kOp,
+              "expected mask to be uint8, contiguous and of size ", at::IntArrayRef(expected),
+              ", or [0] without ReLU, but got ", mask.scalar_type(), " of size ", mask.sizes(), " and strides ",
+              mask.strides());
   check_device(mask, "mask", input, "input");
   return g;
 }

@@ -78,11 +78,11 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     const AvgWindow row = avg_window(row_axis(g), oh, args.count_include_pad);
     for (int64_t ow = cols.first; ow <= cols.last; ++ow) {
       const AvgWindow col = avg_window(col_axis(g), ow, args.count_include_pad);
-      const auto divisor = divisor_of<Compute<T>>(args, row, col);
+      const auto scale = 1 / divisor_of<Compute<T>>(args, row, col);
       Compute<T> grad[kLanes];
       load_lanes(grad_output + ((at.n * g.out_h + oh) * g.out_w + ow) * g.channels, at.channels, aligned, grad);
 #pragma unroll
-      for (int i = 0; i < kLanes; ++i) sum[i] += grad[i] / divisor;
+      for (int i = 0; i < kLanes; ++i) sum[i] += grad[i] * scale;
     }
   }
   const int64_t result = ((at.n * g.in_h + at.h) * g.in_w + at.w) * g.channels + at.channel;

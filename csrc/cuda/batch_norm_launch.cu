@@ -22,9 +22,9 @@ Tiling tile_reduction(const BatchNormGeometry& g) {
 // A block of some channels, its threads in y the tiles of rows.
 Tiling tile_channels(const BatchNormGeometry& g) { return tile_rows(1, g.channels, 1, kReduceThreadsX); }
 
-// Whether each row of channels starts at a multiple of 16 bytes, for all vectors of a unit to be whole.
-bool is_aligned_rows(const BatchNormGeometry& g, Dtype dtype, const void* rows, int64_t stride) {
-  return rows == nullptr || (g.channels % kUnit == 0 && is_aligned(rows) && is_aligned(stride * element_bytes(dtype)));
+// Whether each row of channels starts at a multiple of 16 bytes.
+bool is_aligned_rows(Dtype dtype, const void* rows, int64_t stride) {
+  return rows == nullptr || (is_aligned(rows) && is_aligned(stride * element_bytes(dtype)));
 }
 
 // Calls run<C>() with the type that `dtype` is computed in.
@@ -40,7 +40,7 @@ int64_t batch_norm_tiles(const BatchNormGeometry& g) { return tile_reduction(g).
 cudaError_t launch_batch_norm_moments(const BatchNormMomentsArgs& args, cudaStream_t stream) {
   const BatchNormGeometry& g = args.geometry;
   const Tiling rows = tile_reduction(g), channels = tile_channels(g);
-  const bool aligned = is_aligned_rows(g, args.dtype, args.input, args.stride);
+  const bool aligned = is_aligned_rows(args.dtype, args.input, args.stride);
   const cudaError_t error = with_element(args.dtype, [&]<typename T>() {
     return launch("batch_norm_stats_kernel", batch_norm_stats_kernel<T>, rows.grid(), rows.block(), stream, args, rows,
                   aligned);
@@ -55,9 +55,9 @@ cudaError_t launch_batch_norm_moments(const BatchNormMomentsArgs& args, cudaStre
 cudaError_t launch_batch_norm_apply(const BatchNormApplyArgs& args, cudaStream_t stream) {
   const BatchNormGeometry& g = args.geometry;
   const Tiling tiling = tile_units(g, kApplyRows);
-  const bool aligned = is_aligned_rows(g, args.dtype, args.input, args.input_stride) &&
-                       is_aligned_rows(g, args.dtype, args.residual, args.residual_stride) &&
-                       is_aligned_rows(g, args.dtype, args.output, g.channels);
+  const bool aligned = is_aligned_rows(args.dtype, args.input, args.input_stride) &&
+                       is_aligned_rows(args.dtype, args.residual, args.residual_stride) &&
+                       is_aligned_rows(args.dtype, args.output, g.channels);
   return with_element(args.dtype, [&]<typename T>() {
     return launch("batch_norm_apply_kernel", batch_norm_apply_kernel<T>, tiling.grid(), tiling.block(), stream, args,
                   tiling, aligned);
@@ -67,8 +67,8 @@ cudaError_t launch_batch_norm_apply(const BatchNormApplyArgs& args, cudaStream_t
 cudaError_t launch_batch_norm_grad_sums(const BatchNormGradSumsArgs& args, cudaStream_t stream) {
   const BatchNormGeometry& g = args.geometry;
   const Tiling tiling = tile_reduction(g);
-  const bool aligned = is_aligned_rows(g, args.dtype, args.grad_output, args.grad_stride) &&
-                       is_aligned_rows(g, args.dtype, args.input, args.input_stride);
+  const bool aligned = is_aligned_rows(args.dtype, args.grad_output, args.grad_stride) &&
+                       is_aligned_rows(args.dtype, args.input, args.input_stride);
   return with_element(args.dtype, [&]<typename T>() {
     return launch("batch_norm_grad_sums_kernel", batch_norm_grad_sums_kernel<T>, tiling.grid(), tiling.block(), stream,
                   args, tiling, aligned);
@@ -87,10 +87,10 @@ cudaError_t launch_batch_norm_grad_factors(const BatchNormGradFactorsArgs& args,
 cudaError_t launch_batch_norm_grad_input(const BatchNormGradInputArgs& args, cudaStream_t stream) {
   const BatchNormGeometry& g = args.geometry;
   const Tiling tiling = tile_units(g, kApplyRows);
-  const bool aligned = is_aligned_rows(g, args.dtype, args.grad_output, args.grad_stride) &&
-                       is_aligned_rows(g, args.dtype, args.input, args.input_stride) &&
-                       is_aligned_rows(g, args.dtype, args.grad_input, g.channels) &&
-                       is_aligned_rows(g, args.dtype, args.grad_residual, g.channels) && is_aligned(args.factors);
+  const bool aligned = is_aligned_rows(args.dtype, args.grad_output, args.grad_stride) &&
+                       is_aligned_rows(args.dtype, args.input, args.input_stride) &&
+                       is_aligned_rows(args.dtype, args.grad_input, g.channels) &&
+                       is_aligned_rows(args.dtype, args.grad_residual, g.channels) && is_aligned(args.factors);
   return with_element(args.dtype, [&]<typename T>() {
     return launch("batch_norm_grad_input_kernel", batch_norm_grad_input_kernel<T>, tiling.grid(), tiling.block(),
                   stream, args, tiling, aligned);

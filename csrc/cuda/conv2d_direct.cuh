@@ -121,7 +121,7 @@ __device__ inline void store_quads(const Conv2dProblem& p, const PatchTile& t, c
   const int64_t channel = static_cast<int64_t>(quad.group) * lanes + quad.channel;
 #pragma unroll
   for (int i = 0; i < kDirectPixels; ++i) {
-    const int pixel = slice + i * p.block_slices, y = pixel / p.tile_w, x = pixel % p.tile_w;
+    const int pixel = slice + i * p.block_slices, y = p.tile_columns.divide(pixel), x = pixel - y * p.tile_w;
     if (y >= t.rows || x >= t.columns) continue;
     const int64_t to = result_offset({t.n, t.y + y, t.x + x}, h, w, p.groups * lanes) + channel;
     T* result = static_cast<T*>(p.result) + to;
@@ -175,7 +175,8 @@ __global__ void __launch_bounds__(kDirectThreads, 3) conv2d_direct_kernel(const 
 #pragma unroll
   for (int i = 0; i < kDirectPixels; ++i) {
     const int pixel = min(slice + i * p.block_slices, p.tile_h * p.tile_w - 1);
-    const int y = pixel / p.tile_w * h.step + tap_y, x = pixel % p.tile_w * w.step + tap_x;
+    const int row = p.tile_columns.divide(pixel);
+    const int y = row * h.step + tap_y, x = (pixel - row * p.tile_w) * w.step + tap_x;
     at[i] = (y * p.patch_w + x) * pitch + (quad.group - first_group) * p.chunk;
   }
 

@@ -158,7 +158,7 @@ struct WmmaTile {
   template <typename Map, int kPitch>
   __device__ static void put(const Vec<T> (&staged)[Map::kCount], T* tile) {
 #pragma unroll
-    for (int i = 0; i < Map::kCount; ++i) store_vector(tile + Map::line(i) * kPitch + Map::along(), staged[i]);
+    for (int i = 0; i < Map::kCount; ++i) store_vector(tile + Map::line(i) * kPitch + Map::along(), rounded(staged[i]));
   }
   __device__ static void put(Shared& shared, int stage, const typename Image::Staged& image,
                              const typename Matrix::Staged& matrix) {
@@ -184,14 +184,12 @@ struct WmmaTile {
         const int row = warp_row() + i * kFragment;
         const int at = ImageMap::kIsAlongDepth ? row * kImagePitch + d : d * kImagePitch + row;
         wmma::load_matrix_sync(rows[i], shared.tiles.image[stage] + at, kImagePitch);
-        round(rows[i]);
       }
 #pragma unroll
       for (int j = 0; j < kFragmentsN; ++j) {
         const int column = warp_column() + j * kFragment;
         const int at = MatrixMap::kIsAlongDepth ? column * kMatrixPitch + d : d * kMatrixPitch + column;
         wmma::load_matrix_sync(columns[j], shared.tiles.matrix[stage] + at, kMatrixPitch);
-        round(columns[j]);
       }
 #pragma unroll
       for (int i = 0; i < kFragmentsM; ++i)
@@ -223,14 +221,15 @@ struct WmmaTile {
   }
 
  private:
-  template <typename Fragment>
-  __device__ static void round([[maybe_unused]] Fragment& fragment) {
+  // float32 becomes TensorFloat-32, once for all warps that read it.
+  __device__ static Vec<T> rounded(Vec<T> vec) {
 #ifdef FASTCNN_NEW_TENSOR_CORES
     if constexpr (sizeof(T) == 4) {
 #pragma unroll
-      for (int e = 0; e < fragment.num_elements; ++e) fragment.x[e] = nvcuda::wmma::__float_to_tf32(fragment.x[e]);
+      for (int e = 0; e < kVector<T>; ++e) vec[e] = nvcuda::wmma::__float_to_tf32(vec[e]);
     }
 #endif
+    return vec;
   }
 
   nvcuda::wmma::fragment<nvcuda::wmma::accumulator, kFragment, kFragment, WmmaElement<T>::kDepth, float>

@@ -8,13 +8,17 @@ namespace {
 
 constexpr int64_t kLeastSteps = 4;  // of a part's depth: below, starting and adding a part costs more than it brings
 
-// The capability whose code runs on a device: that of the newest architecture compiled for up to the device's own.
+// The capability whose code runs on a device: the newest of its generation that was compiled up to its own, or what the
+// driver makes of an older generation's PTX, which only the driver knows.
 int code_capability(int device) {
 #ifdef __CUDA_ARCH_LIST__
   int newest = 0;
   for (const int arch : {__CUDA_ARCH_LIST__})
-    if (arch <= device * 10) newest = std::max(newest, arch / 10);
-  return newest;
+    if (arch / 100 == device / 10 && arch <= device * 10) newest = std::max(newest, arch / 10);
+  if (newest > 0) return newest;
+  cudaFuncAttributes loaded{};
+  const cudaError_t error = cudaFuncGetAttributes(&loaded, conv2d_gemm_fma_kernel<float, Conv2dPass::forward>);
+  return error == cudaSuccess ? loaded.ptxVersion : device;  // a device without code: the launch says so
 #else
   return device;
 #endif

@@ -88,31 +88,37 @@ class ImageTile {
 
   __device__ void load(Staged& to) const {
     if (vectors_) {
+      const Shift tap = shift(tap_);
 #pragma unroll
       for (int i = 0; i < Map::kCount; ++i) {
-        const int64_t at = offset(i, tap_);
-        to[i] = at >= 0 ? load_vector(image_ + at) : Vec<T>{};
+        to[i] = is_inside_at(i, tap) ? load_vector(image_ + first_[i] + tap.elements) : Vec<T>{};
       }
     } else {
-      TapPosition tap = tap_;
+      TapPosition position = tap_;
 #pragma unroll
       for (int e = 0; e < kVector<T>; ++e) {
+        const Shift tap = shift(position);
 #pragma unroll
-        for (int i = 0; i < Map::kCount; ++i) {
-          const int64_t at = offset(i, tap);
-          to[i][e] = at >= 0 ? image_[at] : from_compute<T>(0);
-        }
-        tap.add(1, channels_, b_.w.taps);
+        for (int i = 0; i < Map::kCount; ++i)
+          to[i][e] = is_inside_at(i, tap) ? image_[first_[i] + tap.elements] : from_compute<T>(0);
+        position.add(1, channels_, b_.w.taps);
       }
     }
   }
 
  private:
-  // Of line i's element at a tap, negative outside the image.
-  __device__ int64_t offset(int i, const TapPosition& tap) const {
-    const int y = y_[i] + tap.h * b_.h.tap_step, x = x_[i] + tap.w * b_.w.tap_step;
-    const bool inside = tap.h < b_.h.taps && is_inside(y, b_.h.image) && is_inside(x, b_.w.image);
-    return inside ? (image_row_[i] + static_cast<int64_t>(y) * b_.w.image + x) * pitch_ + tap.c : -1;
+  // From a position's first tap and channel to another: the same for all lines.
+  struct Shift {
+    int y, x;
+    int64_t elements;
+    bool exists;
+  };
+  __device__ Shift shift(const TapPosition& tap) const {
+    const int y = tap.h * b_.h.tap_step, x = tap.w * b_.w.tap_step;
+    return {y, x, (static_cast<int64_t>(y) * b_.w.image + x) * pitch_ + tap.c, tap.h < b_.h.taps};
+  }
+  __device__ bool is_inside_at(int i, const Shift& tap) const {
+    return tap.exists && is_inside(y_[i] + tap.y, b_.h.image) && is_inside(x_[i] + tap.x, b_.w.image);
   }
 
   __device__ void place(int64_t first, int64_t end) {
@@ -129,9 +135,10 @@ class ImageTile {
                 static_cast<int>(pixel - static_cast<int64_t>(row) * b_.w.positions)};
         }
       }
-      image_row_[i] = static_cast<int64_t>(at.n) * b_.h.image * b_.w.image;
-      y_[i] = pixel < end ? at.y * b_.h.step + b_.h.origin : kOutside;
+      const int y = at.y * b_.h.step + b_.h.origin;
+      y_[i] = pixel < end ? y : kOutside;
       x_[i] = at.x * b_.w.step + b_.w.origin;
+      first_[i] = ((static_cast<int64_t>(at.n) * b_.h.image + y) * b_.w.image + x_[i]) * pitch_;
     }
   }
 
@@ -141,8 +148,9 @@ class ImageTile {
   int pitch_, channels_;
   bool vectors_;
   TapPosition tap_;
-  int64_t image_row_[Map::kCount];  // pixels before the image of each line
+  // Each line's first tap: its place in the image, which may be outside, and elements from there to image_.
   int y_[Map::kCount], x_[Map::kCount];
+  int64_t first_[Map::kCount];
 };
 
 // The matrix operand: weights, or grad_output in the weight's gradient.
@@ -259,10 +267,11 @@ class GemmResult {
     if constexpr (kAlongRows) {
       const int64_t k = static_cast<int64_t>(b_.part) * p_.out_channels + b_.group * p_.group_out + column;
       return k * p_.kernel_row + row;
+    } else if constexpr (kPass == Conv2dPass::forward) {  // rows are the output's pixels
+      return static_cast<int64_t>(row) * p_.out_channels + b_.group * b_.columns + column;
     } else {
       const Pixel at = pixel_at(static_cast<uint32_t>(row), b_.h, b_.w);
-      const int channels = kPass == Conv2dPass::forward ? p_.out_channels : p_.in_channels;
-      return result_offset(at, b_.h, b_.w, channels) + b_.group * b_.columns + column;
+      return result_offset(at, b_.h, b_.w, p_.in_channels) + b_.group * b_.columns + column;
     }
   }
 

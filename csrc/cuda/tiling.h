@@ -26,10 +26,10 @@ struct Tiling {
 inline Tiling tile_rows(int64_t rows, int64_t units, int64_t rows_per_thread, int max_x = kBlockThreads) {
   Tiling t{};
   t.rows = rows, t.units = units;
-  t.threads_x = static_cast<int>(std::min<int64_t>(units, max_x));
+  t.tiles_x = ceil_div(units, max_x);
+  t.threads_x = static_cast<int>(ceil_div(units, t.tiles_x));  // as even as can be: threads beyond the units idle
   t.threads_y = kBlockThreads / t.threads_x;
   t.tile_rows = t.threads_y * rows_per_thread;
-  t.tiles_x = ceil_div(units, t.threads_x);
   t.tiles_y = ceil_div(rows, t.tile_rows);
   return t;
 }

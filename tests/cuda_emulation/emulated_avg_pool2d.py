@@ -32,7 +32,7 @@ KERNELS = [
         "avg_pool2d_backward_kernel",
         "avg_pool2d.cuh",
         [
-            Mutation("arithmetic", "sum[i] += grad[i] / divisor", "sum[i] = grad[i] / divisor"),
+            Mutation("arithmetic", "sum[i] += grad[i] * scale", "sum[i] = grad[i] * scale"),
             Mutation("index", "((position + 1) * a.out + a.in - 1) / a.in - 1", "(position + 1) * a.out / a.in - 1"),
             Mutation("bounds", "last < a.out ? last : a.out - 1", "last", "pool2d.cuh"),
         ],

@@ -78,7 +78,7 @@ KERNELS = [
             Mutation("index", "load_lanes(factors + 2 * all", "load_lanes(factors + 3 * all"),
             Mutation(
                 "bounds",
-                "is_aligned_rows(g, args.dtype, args.grad_residual, g.channels)",
+                "is_aligned_rows(args.dtype, args.grad_residual, g.channels)",
                 "true",
                 "batch_norm_launch.cu",
             ),

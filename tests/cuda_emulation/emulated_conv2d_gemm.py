@@ -18,9 +18,7 @@ KERNELS = [
             Mutation("race", "Tile::put(shared, (step + 1) % 2,", "Tile::put(shared, step % 2,"),
             Mutation("unwritten", "tile.multiply(shared, step % 2)", "tile.multiply(shared, (step + 1) % 2)"),
             Mutation("arithmetic", "rows[i / kRun][i % kRun] * columns", "rows[0][i % kRun] * columns"),
-            Mutation(
-                "bounds", "tap.h < b_.h.taps && is_inside(y, b_.h.image)", "tap.h < b_.h.taps", "conv2d_gemm_tiles.cuh"
-            ),
+            Mutation("bounds", "is_inside(y_[i] + tap.y, b_.h.image) && ", "", "conv2d_gemm_tiles.cuh"),
             Mutation(
                 "bounds",
                 "left = pixel < b_.depth_end ? b_.columns - k : 0;",
@@ -49,7 +47,7 @@ KERNELS = [
             ),
             Mutation("index", "threadIdx.x / 32 % 2 * (kFragmentsN", "threadIdx.x / 64 * (kFragmentsN"),
             Mutation("index", "kAlongRows ? nvcuda::wmma::mem_col_major", "kAlongRows ? nvcuda::wmma::mem_row_major"),
-            Mutation("arithmetic", "round(rows[i]);", ""),
+            Mutation("arithmetic", "rounded(staged[i])", "staged[i]"),
             Mutation("alignment", "kResultPitch = kFragment + 4", "kResultPitch = kFragment + 2"),
             Mutation("race", "float* room = shared.result[threadIdx.x / 32];", "float* room = shared.result[0];"),
         ],
