@@ -5,23 +5,43 @@ from __future__ import annotations
 import ctypes
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from conditions import relative_error, tolerance
+from emulated_kernels import Cell
 from emulation import Emulator, Launch
 
 PASSES = ("forward", "grad_input", "grad_weight")  # enum Conv2dPass
 RESULT_LIKE = {"forward": "grad_output", "grad_input": "input", "grad_weight": "weight"}  # whose shape a result has
+READS = {
+    "forward": ("input", "weight", "bias"),
+    "grad_input": ("grad_output", "weight"),
+    "grad_weight": ("input", "grad_output"),
+}
+VECTORS = {which: (*READS[which][:2], "result") for which in PASSES}  # tensors that are moved as vectors
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# Capability, whether TF32 is allowed, and dtype: what lets each kernel run at each dtype, and all there are, in turns.
+KINDS = (
+    (80, True, torch.float32),
+    (80, False, torch.float64),
+    (80, False, torch.float16),
+    (80, False, torch.bfloat16),
+    (75, True, torch.float32),
+    (75, False, torch.bfloat16),
+)
+DEVICES = ((80, True), (75, False), (90, False), (75, True), (80, False), (90, True))
+TURNS = tuple((capability, tf32, dtype) for capability, tf32 in DEVICES for dtype in DTYPES)
 Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One pass; `offset` is how many bytes tensors begin behind a multiple of 64."""
+    """One pass; the `shifted` tensor, or "all", begins one element behind the alignment of vectors."""
 
     which: str
     dtype: torch.dtype
@@ -38,7 +58,11 @@ class Case:
     relu: bool = False
     capability: int = 80
     tf32: bool = False
-    offset: int = 0
+    shifted: str = ""
+
+    def offset(self, name: str, dtype: torch.dtype) -> int:
+        """How many bytes a tensor begins behind a multiple of 64."""
+        return dtype.itemsize if self.shifted in (name, "all") else 0
 
     @property
     def out_size(self) -> Pair:
@@ -88,18 +112,56 @@ def draw_window(rng: random.Random, largest: int) -> dict[str, Any]:
     return dict(kernel=kernel, stride=stride, dilation=dilation, padding=padding, size=size)
 
 
-def draw_rest(rng: random.Random, which: str) -> dict[str, Any]:
-    """Draw what concerns neither sizes nor channels."""
-    dtype = rng.choice(DTYPES)
+def draw_rest(rng: random.Random, which: str, turn: int) -> dict[str, Any]:
+    """Draw what concerns neither sizes nor channels; capability, TF32 and dtype are those of the turn."""
+    capability, tf32, dtype = TURNS[turn % len(TURNS)]
     return dict(
         which=which,
         dtype=dtype,
         bias=rng.random() < 0.6,
         relu=rng.random() < 0.4,
-        capability=rng.choice([75, 80, 90]),
-        tf32=rng.random() < 0.5,
-        offset=rng.choice([0, 0, 0, 4 if dtype.itemsize < 8 else 8]),
+        capability=capability,
+        tf32=tf32,
+        shifted=rng.choice(["", "", "", "", *VECTORS[which], "all"]),
     )
+
+
+def chosen(c: int, k: int, groups: int) -> Iterator[Case]:
+    """Every kind and pass on aligned tensors, then with each of them alone off its alignment."""
+    for i, (capability, tf32, dtype), which in product(range(4), KINDS, PASSES):
+        yield Case(
+            which, dtype, n=1, c=c, k=k, groups=groups, size=(6, 5), kernel=(2, 3), padding=(1, 1),
+            relu=True, capability=capability, tf32=tf32, shifted=("", *VECTORS[which])[i],
+        )  # fmt: skip
+
+
+CELLS: set[Cell] = {
+    *((which, dtype, capability, tf32) for which in PASSES for capability, tf32, dtype in TURNS),
+    *product(PASSES, DTYPES, ("whole vectors of input channels", "whole vectors of output channels"), (False, True)),
+    *((which, dtype, "shifted", name) for which in PASSES for dtype in DTYPES for name in VECTORS[which]),
+    *product(PASSES, ("groups", "launches")),
+    *product(("forward",), ("bias", ""), ("relu", "")),
+}
+
+
+def cells(case: Case, launches: list[Launch], runs: Pair) -> set[Cell]:
+    """Name what a case covers; `runs` are the channels of input and output that lie side by side for a kernel."""
+    whole = [run * case.dtype.itemsize % 16 == 0 for run in runs]
+    found: set[Cell] = {(case.which, case.dtype, case.capability, case.tf32)}
+    if not case.shifted:
+        found |= {
+            (case.which, case.dtype, f"whole vectors of {side} channels", is_whole)
+            for side, is_whole in zip(("input", "output"), whole, strict=True)
+        }
+    elif all(whole):
+        found.add((case.which, case.dtype, "shifted", case.shifted))
+    if case.groups > 1:
+        found.add((case.which, "groups"))
+    if len(launches) > 1:
+        found.add((case.which, "launches"))
+    if case.which == "forward":
+        found.add(("forward", "bias" if case.bias else "", "relu" if case.relu else ""))
+    return found
 
 
 Tensors = dict[str, torch.Tensor]
@@ -110,18 +172,21 @@ def execute(
 ) -> tuple[torch.Tensor, list[Launch]]:
     """Run a case as the host code does; return the result, or the parts of the weight's gradient."""
     library = emulator.library(f"conv2d_{algorithm}", arch)
-    read = {"forward": ("input", "weight", "bias"), "grad_input": ("grad_output", "weight")}
-    names = read.get(case.which, ("input", "grad_output"))
-    given = {name: emulator.tensor(tensors[name], offset=case.offset, name=name) for name in names if name in tensors}
+    given = {
+        name: emulator.tensor(tensors[name], offset=case.offset(name, case.dtype), name=name)
+        for name in READS[case.which]
+        if name in tensors
+    }
     fields = dict(dtype=case.dtype, geometry=case.geometry, capability=case.capability, tf32=case.tf32)
     fields |= {"pass": PASSES.index(case.which), "relu": case.relu and case.which == "forward"}
     args = library.struct("Conv2dArgs", **fields, **given)
     shape, dtype = tensors[RESULT_LIKE[case.which]].shape, case.dtype
     if case.which == "grad_weight":
-        parts = library.call(f"conv2d_{algorithm}_parts", ctypes.byref(args), restype=ctypes.c_int64)
         dtype = torch.float64 if case.dtype == torch.float64 else torch.float32
+        args.result = case.offset("result", dtype)  # as far off the alignment as the memory will be
+        parts = library.call(f"conv2d_{algorithm}_parts", ctypes.byref(args), restype=ctypes.c_int64)
         shape = torch.Size([parts, *shape])
-    result = emulator.empty(shape, dtype, offset=case.offset)
+    result = emulator.empty(shape, dtype, offset=case.offset("result", dtype))
     args.result = result.data_ptr()
     launches = library.launch(f"launch_conv2d_{algorithm}", args, seed=seed)
     return result, launches

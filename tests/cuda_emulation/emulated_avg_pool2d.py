@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from conditions import tolerance
-from emulated_kernels import Kernel, Mutation
+from emulated_kernels import Cell, Kernel, Mutation
 from emulation import Emulator, Launch
-from images import CHANNELS, DTYPES, assert_near, draw, place, result, sizes
+from images import CHANNELS, DTYPES, all_tilings, assert_near, draw, place, result, sizes, tilings
 from torch import Tensor
 
 KERNELS = [
@@ -50,6 +50,7 @@ KERNELS = [
         ],
     ),
 ]
+CELLS = all_tilings(kernel.name for kernel in KERNELS)
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def configurations(rng: random.Random) -> Iterator[Configuration]:
         for shifted in ("source", "result"):
             yield Configuration(dtype, 2, 16, 6, 5, (3, 2), (2, 1), (1, 1), shifted=shifted)
             yield Configuration(dtype, 2, 16, 6, 5, output_size=(1, 1), shifted=shifted)
-        yield Configuration(dtype, 3, 40, 13, 30, (2, 2), (2, 2))  # several blocks a row
-        yield Configuration(dtype, 2, 100, 5, 3, output_size=(1, 1))  # several blocks an image
+        for c in (143, 144):  # several blocks a row, or an image
+            yield Configuration(dtype, 2, c, 5, 30, (2, 2), (2, 2))
+            yield Configuration(dtype, 2, c, 5, 3, output_size=(1, 1))
         yield Configuration(dtype, 1, 8, 3, 2, output_size=(5, 7))
         yield Configuration(dtype, 1, 70, 47, 46, output_size=(1, 1))  # several chains a thread
         yield Configuration(dtype, 2, 3, 0, 4, output_size=(1, 1))  # the mean of nothing
@@ -121,6 +123,18 @@ def configurations(rng: random.Random) -> Iterator[Configuration]:
         if count % 3 == 0:
             yield Configuration(**common, output_size=(rng.randint(1, 9), rng.randint(1, 9)))
             yield Configuration(**{**common, "c": rng.choice(CHANNELS)}, output_size=(1, 1))
+
+
+def cells(c: Configuration, launches: list[Launch]) -> set[Cell]:
+    """Name what a configuration covers."""
+    pixel = -(-c.c * c.dtype.itemsize // 16)
+    out_w = c.pool(torch.zeros(1, 1, c.in_h, c.in_w)).shape[3]
+    units = {
+        "avg_pool2d_kernel": out_w * pixel,
+        "avg_pool2d_backward_kernel": c.in_w * pixel,
+        "global_avg_pool2d_kernel": pixel,
+    }
+    return tilings(c.dtype, launches, units)
 
 
 def check(emulator: Emulator, c: Configuration) -> list[Launch]:

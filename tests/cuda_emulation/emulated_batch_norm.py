@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from conditions import tolerance
-from emulated_kernels import Kernel, Mutation
+from emulated_kernels import Cell, Kernel, Mutation
 from emulated_relu_mask import bits
 from emulation import Emulator, Launch
-from images import DTYPES, assert_near
+from images import DTYPES, all_tilings, assert_near, tilings
 from torch import Tensor
 
 KERNELS = [
@@ -52,6 +52,12 @@ KERNELS = [
                 "if (channels <= 0) return;\n  __syncthreads();",
             ),
             Mutation("index", "row * args.residual_stride + channel", "row * args.input_stride + channel"),
+            Mutation(
+                "alignment",
+                "is_aligned_rows(args.dtype, args.residual, args.residual_stride)",
+                "true",
+                "batch_norm_launch.cu",
+            ),
         ],
     ),
     Kernel(
@@ -93,11 +99,21 @@ KERNELS = [
         ],
     ),
 ]
+OF_ROWS = (
+    "batch_norm_stats_kernel",
+    "batch_norm_apply_kernel",
+    "batch_norm_grad_sums_kernel",
+    "batch_norm_grad_input_kernel",
+)
+OF_CHANNELS = ("batch_norm_moments_kernel", "batch_norm_grad_factors_kernel", "batch_norm_update_kernel")
+CELLS = all_tilings(OF_ROWS) | all_tilings(OF_CHANNELS, aligned=(None,))
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Rows of channels; `apart` elements lie between rows; the `shifted` tensor is off the vectors' alignment.
+    """Rows of channels; `apart` elements lie between rows, twice as many between the input's.
+
+    The `shifted` tensor is off the vectors' alignment.
 
     `offset` is the mean of the input's channels, of which one holds `special`.
     """
@@ -121,10 +137,14 @@ class Configuration:
 def configurations(rng: random.Random) -> Iterator[Configuration]:
     """Chosen sizes in every dtype, then random ones."""
     for dtype in DTYPES:
-        for channels in (1, 8, 9, 40):
+        for channels in (1, 8, 9, 12, 20, 40):
             yield Configuration(dtype, 37, channels, residual=True, relu=True)
             yield Configuration(dtype, 21, channels, training=False, residual=True, relu=True, apart=3)
-        yield Configuration(dtype, 300, 270, relu=True)  # several blocks of channels, and tiles of rows
+        yield Configuration(dtype, 300, 275, relu=True)  # several blocks of channels, and tiles of rows
+        yield Configuration(dtype, 40, 264, residual=True, relu=True)  # several blocks of aligned channels
+        yield Configuration(dtype, 1, 16, training=False, residual=True, relu=True)
+        # Of the tensors whose rows lie apart, only the input is aligned.
+        yield Configuration(dtype, 11, 16, residual=True, relu=True, apart=8 // dtype.itemsize)
         yield Configuration(dtype, 150, 16, offset=1000.0 if dtype.itemsize > 2 else 8.0)
         yield Configuration(dtype, 9, 16, special=math.inf)
         yield Configuration(dtype, 9, 16, relu=True, special=math.nan)
@@ -147,6 +167,13 @@ def configurations(rng: random.Random) -> Iterator[Configuration]:
             wanted=rng.choice([(True,) * 4, (True, False, False, False), (False, True, False, True)]),
             eps=rng.choice([1e-5, 1e-3, 0.1]),
         )
+
+
+def cells(c: Configuration, launches: list[Launch]) -> set[Cell]:
+    """Name what a configuration covers."""
+    units = dict.fromkeys(OF_ROWS, -(-c.channels // 8)) | dict.fromkeys(OF_CHANNELS, c.channels)
+    units["batch_norm_update_kernel"] = 2 * c.channels  # means and variances
+    return tilings(c.dtype, launches, units)
 
 
 class Case:
@@ -177,7 +204,7 @@ class Case:
 
     def rows(self, name: str, source: Tensor) -> tuple[Tensor, int]:
         """The rows, apart, and their stride; the input's differs from the others'."""
-        gap = self.c.apart if name == "input" else 2 * self.c.apart
+        gap = 2 * self.c.apart if name == "input" else self.c.apart
         apart = torch.full((self.c.rows, self.c.channels + gap), math.nan, dtype=source.dtype)
         apart[:, : self.c.channels] = source
         offset = source.element_size() if self.c.shifted == name else 0

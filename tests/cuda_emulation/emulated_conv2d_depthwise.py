@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import product
 
-from conv2d_cases import PASSES, Case, compute, draw_rest, draw_window
-from emulated_kernels import Kernel, Mutation
+import conv2d_cases
+from conv2d_cases import DTYPES, PASSES, Case, compute, draw_rest, draw_window
+from emulated_kernels import Cell, Kernel, Mutation
 from emulation import Emulator, Launch
 
 KERNELS = [
@@ -73,17 +75,28 @@ KERNELS = [
         ],
     ),
 ]
+CELLS = conv2d_cases.CELLS | set(product(PASSES, DTYPES, ("several blocks of channels",)))
 
 
 def configurations(rng: random.Random) -> Iterator[Case]:
     """Channels about the vectors' widths and more than a block takes."""
-    for _ in range(200):
+    yield from conv2d_cases.chosen(16, 16, groups=16)
+    for dtype, which in product(DTYPES, PASSES):
+        yield Case(which, dtype, n=1, c=264, k=264, groups=264, size=(5, 4), kernel=(3, 2), padding=(1, 0))
+    for i in range(172):
         for which in PASSES:
             channels = rng.choice([2, 3, 7, 8, 8, 16, 16, 17, 24, 33, 64, 136])
             yield Case(
                 n=rng.randint(1, 3), c=channels, k=channels, groups=channels,
-                **draw_rest(rng, which), **draw_window(rng, 13),
+                **draw_rest(rng, which, i), **draw_window(rng, 13),
             )  # fmt: skip
+
+
+def cells(case: Case, launches: list[Launch]) -> set[Cell]:
+    """Name what a case covers."""
+    wide = case.c * case.dtype.itemsize > 32 * 16  # 32 vectors a block
+    found = {(case.which, case.dtype, "several blocks of channels")} if wide else set()
+    return found | conv2d_cases.cells(case, launches, (case.c, case.k))
 
 
 def check(emulator: Emulator, case: Case) -> list[Launch]:

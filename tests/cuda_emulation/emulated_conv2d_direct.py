@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import product
 
-from conv2d_cases import PASSES, Case, compute, draw_rest, draw_window
-from emulated_kernels import Kernel, Mutation
+import conv2d_cases
+from conv2d_cases import DTYPES, PASSES, Case, compute, draw_rest, draw_window
+from emulated_kernels import Cell, Kernel, Mutation
 from emulation import Emulator, Launch
 
 KERNELS = [
@@ -34,6 +36,12 @@ KERNELS = [
                 "conv2d_direct_launch.cu",
             ),
             Mutation("geometry", "static_cast<unsigned>(plan.blocks);", "0;", "conv2d_direct_launch.cu"),
+            Mutation(
+                "index",
+                "(c.quads + quads() - 2) / quads() + 1",
+                "(c.quads + quads() - 2) / quads()",
+                "conv2d_direct_launch.cu",
+            ),
         ],
     ),
     Kernel(
@@ -53,22 +61,38 @@ KERNELS = [
         ],
     ),
 ]
+CELLS = conv2d_cases.CELLS | set(product(PASSES[:2], DTYPES, ("blocks end within groups", "many channels")))
 
 
 def configurations(rng: random.Random) -> Iterator[Case]:
     """Groups of channels about quads and vectors, and now and then more channels than a patch has room for."""
-    for i in range(200):
+    yield from conv2d_cases.chosen(16, 16, groups=2)
+    for dtype, which in product(DTYPES, PASSES):  # three quads a group
+        yield Case(which, dtype, n=1, c=96, k=96, groups=8, size=(9, 8), kernel=(3, 3), padding=(1, 1))
+    for i in range(172):
         for which in PASSES:
             groups = rng.choice([1, 1, 2, 3, 5, 8, 19])
             channels = [rng.choice([1, 2, 3, 4, 4, 6, 8, 8, 16]), rng.choice([1, 2, 3, 4, 4, 5, 6, 8, 8, 13])]
             window = draw_window(rng, 12)
-            if i % 10 == 0 and which != "grad_weight":
+            if i % 9 == 0 and which != "grad_weight":
                 groups, channels[PASSES.index(which)] = 1, rng.choice([200, 333, 520])
                 window |= dict(size=(rng.randint(11, 13), rng.randint(11, 16)), kernel=(3, 2), dilation=(3, 2))
             yield Case(
                 n=rng.randint(1, 3), c=channels[0] * groups, k=channels[1] * groups, groups=groups,
-                **draw_rest(rng, which), **window,
+                **draw_rest(rng, which, i), **window,
             )  # fmt: skip
+
+
+def cells(case: Case, launches: list[Launch]) -> set[Cell]:
+    """Name what a case covers."""
+    channels = case.c // case.groups, case.k // case.groups
+    found = conv2d_cases.cells(case, launches, channels)
+    quads = -(-channels[case.which == "forward"] // 4)
+    if case.which != "grad_weight" and case.groups > 1 and quads & (quads - 1):  # blocks take a power of two
+        found.add((case.which, case.dtype, "blocks end within groups"))
+    if case.which != "grad_weight" and channels[case.which != "forward"] >= 200:
+        found.add((case.which, case.dtype, "many channels"))
+    return found
 
 
 def check(emulator: Emulator, case: Case) -> list[Launch]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
+from itertools import product
 
+import conv2d_cases
 import torch
-from conv2d_cases import PASSES, Case, compute, draw_rest, draw_window
-from emulated_kernels import Kernel, Mutation
+from conv2d_cases import KINDS, PASSES, Case, compute, draw_rest, draw_window
+from emulated_kernels import Cell, Kernel, Mutation
 from emulation import Emulator, Launch
 
 KERNELS = [
@@ -17,6 +20,11 @@ KERNELS = [
         [
             Mutation("race", "Tile::put(shared, (step + 1) % 2,", "Tile::put(shared, step % 2,"),
             Mutation("unwritten", "tile.multiply(shared, step % 2)", "tile.multiply(shared, (step + 1) % 2)"),
+            Mutation(
+                "unwritten",
+                "(step + 1) % 2, staged_image, staged_matrix);\n      __syncthreads();",
+                "(step + 1) % 2, staged_image, staged_matrix);",
+            ),
             Mutation("arithmetic", "rows[i / kRun][i % kRun] * columns", "rows[0][i % kRun] * columns"),
             Mutation("bounds", "is_inside(y_[i] + tap.y, b_.h.image) && ", "", "conv2d_gemm_tiles.cuh"),
             Mutation(
@@ -29,6 +37,10 @@ KERNELS = [
             Mutation(
                 "bounds", "p.in_vectors = has_vectors(args, g.group_in())", "p.in_vectors = true", "conv2d_problem.h"
             ),
+            Mutation("alignment", " && is_aligned(args.input)", "", "conv2d_problem.h"),
+            Mutation("alignment", " && is_aligned(args.weight)", "", "conv2d_problem.h"),
+            Mutation("alignment", "is_aligned(args.grad_output) && ", "", "conv2d_problem.h"),
+            Mutation("alignment", " && is_aligned(args.result)", "", "conv2d_problem.h"),
             Mutation("index", "static_cast<int64_t>(b_.part) * p_.out_channels +", "", "conv2d_gemm_tiles.cuh"),
             Mutation("index", "kernel_step = a.stride / divisor", "kernel_step = a.stride", "conv2d_window.cuh"),
             Mutation("arithmetic", "/ divisor + 1;", "/ divisor;", "conv2d_problem.h"),
@@ -50,14 +62,42 @@ KERNELS = [
             Mutation("arithmetic", "rounded(staged[i])", "staged[i]"),
             Mutation("alignment", "kResultPitch = kFragment + 4", "kResultPitch = kFragment + 2"),
             Mutation("race", "float* room = shared.result[threadIdx.x / 32];", "float* room = shared.result[0];"),
+            Mutation("race", "        __syncwarp();\n        float run[kRun];", "        float run[kRun];"),
+            Mutation(
+                "race",
+                "        __syncwarp();\n        const int row = warp_row()",
+                "        const int row = warp_row()",
+            ),
         ],
     ),
 ]
+TILES = ("several tiles of columns", "several tiles of rows", "several parts")
+
+
+def kernel_of(capability: int, tf32: bool, dtype: torch.dtype) -> str:
+    """Name the kernel that a device runs."""
+    modern = capability >= 80 and (dtype == torch.bfloat16 or (dtype == torch.float32 and tf32))
+    return f"conv2d_gemm_{'wmma' if modern or dtype == torch.float16 else 'fma'}_kernel"
+
+
+CELLS = conv2d_cases.CELLS | {
+    (kernel_of(*kind), kind[2], which, tiles)
+    for kind, which, tiles in product(KINDS, PASSES, TILES)
+    if tiles != "several parts" or which == "grad_weight"
+}
 
 
 def configurations(rng: random.Random) -> Iterator[Case]:
     """Channels about the vectors' and the tiles' widths, positions about the tiles' heights."""
-    for _ in range(200):
+    yield from conv2d_cases.chosen(16, 16, groups=2)
+    for (capability, tf32, dtype), which in product(KINDS, PASSES):  # several tiles, and a depth of several parts
+        c, k = {"forward": (8, 72), "grad_input": (72, 8), "grad_weight": (24, 72)}[which]
+        window = dict(stride=(1, 2), dilation=(1, 2)) if which == "grad_input" else {}
+        yield Case(
+            which, dtype, n=2, c=c, k=k, size=(17, 17), kernel=(2, 3), padding=(1, 1), capability=capability,
+            tf32=tf32, **window,
+        )  # fmt: skip
+    for i in range(144):
         for which in PASSES:
             groups = rng.choice([1, 1, 1, 2, 3])
             channels = [rng.choice([1, 3, 5, 8, 8, 16, 16, 17, 24]), rng.choice([1, 4, 7, 8, 16, 16, 24])]
@@ -65,14 +105,32 @@ def configurations(rng: random.Random) -> Iterator[Case]:
                 groups, channels[rng.randint(0, 1)] = 1, rng.choice([63, 64, 65, 72, 136])
             yield Case(
                 n=rng.randint(1, 3), c=channels[0] * groups, k=channels[1] * groups, groups=groups,
-                **draw_rest(rng, which), **draw_window(rng, 7),
+                **draw_rest(rng, which, i), **draw_window(rng, 7),
             )  # fmt: skip
+
+
+def cells(case: Case, launches: list[Launch]) -> set[Cell]:
+    """Name what a case covers."""
+    group_in, group_out = case.c // case.groups, case.k // case.groups
+    kernel = kernel_of(case.capability, case.tf32, case.dtype)
+    height = 64 if case.dtype == torch.float64 else 128  # of a tile, whose width is 64
+    columns = group_in if case.which == "grad_input" else group_out
+    blocks = case.groups * -(-columns // 64)
+    if case.which == "grad_input":  # phases have blocks of their own
+        blocks *= min(case.stride[0], case.size[0]) * min(case.stride[1], case.size[1])
+    more = "several tiles of rows"
+    tiles = {"several tiles of columns"} if columns > 64 else set()
+    if case.which == "grad_weight":
+        rows = math.prod(case.kernel) * group_in
+        tiles |= {more} if rows > height else set()
+        more, blocks = "several parts", blocks * -(-rows // height)
+    tiles |= {more} if launches[0].grid[0] > blocks else set()
+    found = conv2d_cases.cells(case, launches, (group_in, group_out))
+    return found | {(kernel, case.dtype, case.which, name) for name in tiles}
 
 
 def check(emulator: Emulator, case: Case) -> list[Launch]:
     """Run a case, on the kernel that its dtype and capability ask for."""
     launches = compute(emulator, "gemm", case)
-    modern = case.capability >= 80 and (case.dtype == torch.bfloat16 or (case.dtype == torch.float32 and case.tf32))
-    wanted = "wmma" if modern or case.dtype == torch.float16 else "fma"
-    assert {launch.kernel for launch in launches} == {f"conv2d_gemm_{wanted}_kernel"}
+    assert {launch.kernel for launch in launches} == {kernel_of(case.capability, case.tf32, case.dtype)}
     return launches

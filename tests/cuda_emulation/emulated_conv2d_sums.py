@@ -6,11 +6,12 @@ import ctypes
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from conditions import relative_error, tolerance
 from conv2d_cases import DTYPES
-from emulated_kernels import Kernel, Mutation
+from emulated_kernels import Cell, Kernel, Mutation
 from emulation import Emulator, Launch
 
 KERNELS = [
@@ -37,6 +38,8 @@ KERNELS = [
             Mutation(
                 "bounds", "is_aligned(args.channels * element_bytes(args.dtype)) && ", "", "conv2d_sums_launch.cu"
             ),
+            Mutation("alignment", " && is_aligned(args.grad_output)", "", "conv2d_sums_launch.cu"),
+            Mutation("alignment", " && is_aligned(args.grad)", "", "conv2d_sums_launch.cu"),
         ],
     ),
     Kernel(
@@ -60,11 +63,20 @@ KERNELS = [
         ],
     ),
 ]
+ASKED = ((True, True), (True, False), (False, True))  # a copy, sums
+CELLS: set[Cell] = {
+    *product(DTYPES, (False, True), ASKED),
+    *product(DTYPES, ("vectors", "several blocks of channels", "several parts"), (False, True)),
+    *product(DTYPES, ("shifted",), ("grad_output", "grad")),
+}
 
 
 @dataclass(frozen=True)
 class Case:
-    """What backward asks of grad_output [rows, channels]."""
+    """What backward asks of grad_output [rows, channels].
+
+    The `shifted` tensor, or "all", begins one element behind the alignment of vectors.
+    """
 
     dtype: torch.dtype
     rows: int
@@ -72,19 +84,38 @@ class Case:
     masked: bool
     copied: bool
     summed: bool
-    offset: int
+    shifted: str = ""
+
+    def offset(self, name: str) -> int:
+        """How many bytes a tensor of the dtype begins behind a multiple of 64."""
+        return self.dtype.itemsize if self.shifted in (name, "all") else 0
 
 
 def configurations(rng: random.Random) -> Iterator[Case]:
     """Channels about a byte of the mask and what a block takes, rows about a part."""
-    for i in range(240):
-        rows = rng.choice([1, 2, 63, 64, 65, 130, 600]) if i % 40 else 1024 * 64 + 70
+    for shifted, dtype in product(("", "grad_output", "grad"), DTYPES):
+        yield Case(dtype, 70, 24, masked=True, copied=True, summed=True, shifted=shifted)
+    for i in range(228):
+        rows = rng.choice([1, 2, 63, 64, 65, 130, 600]) if i % 41 else 1024 * 64 + 70
         channels = rng.choice([1, 3, 7, 8, 9, 16, 24, 40, 65, 260, 300]) if rows < 1000 else 1
-        copied = rng.random() < 0.7
+        copied, summed = rng.choice(ASKED)
         yield Case(
-            rng.choice(DTYPES), rows, channels, masked=rng.random() < 0.7, copied=copied,
-            summed=not copied or rng.random() < 0.7, offset=rng.choice([0, 0, 0, 8]),
+            DTYPES[i % len(DTYPES)], rows, channels, masked=rng.random() < 0.7, copied=copied, summed=summed,
+            shifted=rng.choice(["", "", "", "grad_output", "grad", "all"]),
         )  # fmt: skip
+
+
+def cells(case: Case, launches: list[Launch]) -> set[Cell]:
+    """Name what a case covers."""
+    whole, blocks = case.channels * case.dtype.itemsize % 16 == 0, -(-case.channels // 256)
+    found: set[Cell] = {(case.dtype, case.masked, (case.copied, case.summed))}
+    found.add((case.dtype, "several blocks of channels", blocks > 1))
+    found.add((case.dtype, "several parts", launches[0].grid[0] > blocks))
+    if not case.shifted:
+        found.add((case.dtype, "vectors", whole))
+    elif whole and case.copied:
+        found.add((case.dtype, "shifted", case.shifted))
+    return found
 
 
 def check(emulator: Emulator, case: Case) -> list[Launch]:
@@ -97,10 +128,10 @@ def check(emulator: Emulator, case: Case) -> list[Launch]:
     grad[0, 0] = float("nan") if case.masked and passes[0, 0] == 0 else 1.0  # where masked, whatever it is
     expected = torch.where(passes[:, : case.channels].bool(), grad, 0) if case.masked else grad
 
-    given = {"grad_output": emulator.tensor(grad, offset=case.offset, name="grad_output")}
+    given = {"grad_output": emulator.tensor(grad, offset=case.offset("grad_output"), name="grad_output")}
     if case.masked:
-        given["activated"] = emulator.tensor(bits, offset=case.offset, name="activated")
-    copy = emulator.empty(shape, dtype, offset=case.offset, name="grad")
+        given["activated"] = emulator.tensor(bits, name="activated")
+    copy = emulator.empty(shape, dtype, offset=case.offset("grad"), name="grad")
     if case.copied:
         given["grad"] = copy
     args = library.struct("Conv2dGradOutputArgs", dtype=dtype, rows=case.rows, channels=case.channels, **given)
@@ -115,7 +146,7 @@ def check(emulator: Emulator, case: Case) -> list[Launch]:
     if not case.summed:
         return launches
 
-    sums = emulator.empty((case.channels,), dtype, offset=case.offset, name="sums")
+    sums = emulator.empty((case.channels,), dtype, offset=case.offset("sums"), name="sums")
     args = library.struct("Conv2dSumPartsArgs", dtype=dtype, count=count, size=case.channels, parts=parts, sums=sums)
     launches = launches + library.launch("launch_conv2d_sum_parts", args)
     error = relative_error(sums, expected.double().sum(0))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from conditions import tolerance
-from emulated_kernels import Kernel, Mutation
+from emulated_kernels import Cell, Kernel, Mutation
 from emulation import Emulator, Launch
-from images import DTYPES, assert_near, draw, place, result, sizes
+from images import DTYPES, all_tilings, assert_near, draw, place, result, sizes, tilings
 from torch import Tensor
 
 KERNELS = [
@@ -69,6 +70,8 @@ KERNELS = [
         ],
     ),
 ]
+CELLS = all_tilings(["max_pool2d_kernel", "max_pool2d_backward_kernel"])
+CELLS |= set(product(("bytes", "32 bits"), DTYPES, (False, True)))  # of offsets, with aligned rows or not
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,11 @@ def configurations(rng: random.Random) -> Iterator[Configuration]:
             yield Configuration(dtype, 2, c, 7, 8, 3, 3, 2, 2, 1, 1, 1, 1, False, "ties")
             yield Configuration(dtype, 1, c, 9, 6, 2, 3, 3, 1, 1, 0, 2, 2, True, "specials")
         yield Configuration(dtype, 1, 8, 1, 1, 2, 2, 2, 2, 1, 1, 3, 3, True)  # a window without a pixel
-        yield Configuration(dtype, 1, 5, 9, 9, 17, 16, 2, 1, 8, 8, 1, 1, False)  # offsets of 32 bits
+        for c in (5, 8):
+            yield Configuration(dtype, 1, c, 9, 9, 17, 16, 2, 1, 8, 8, 1, 1, False)  # offsets of 32 bits
         yield Configuration(dtype, 1, 8, 17, 8, 16, 16, 1, 1, 8, 8, 1, 1, False)  # the most that bytes hold
-        yield Configuration(dtype, 3, 40, 13, 30, 2, 2, 2, 2, 0, 0, 1, 1, False)  # several blocks a row
+        for c in (143, 144):
+            yield Configuration(dtype, 2, c, 5, 30, 2, 2, 2, 2, 0, 0, 1, 1, False)  # several blocks a row
         for shifted in ("source", "result", "offsets"):
             yield Configuration(dtype, 2, 16, 6, 5, 3, 3, 2, 2, 1, 1, 1, 1, False, shifted=shifted)
     count = 0
@@ -146,6 +151,17 @@ def configurations(rng: random.Random) -> Iterator[Configuration]:
         if c.possible:
             count += 1
             yield c
+
+
+def cells(c: Configuration, launches: list[Launch]) -> set[Cell]:
+    """Name what a configuration covers."""
+    pixel = -(-c.c * c.dtype.itemsize // 16)
+    out_w = c.window(torch.zeros(1, 1, c.in_h, c.in_w))[0].shape[3]
+    units = {"max_pool2d_kernel": out_w * pixel, "max_pool2d_backward_kernel": c.in_w * pixel}
+    offsets = "bytes" if c.kernel_h * c.kernel_w <= 256 else "32 bits"
+    return tilings(c.dtype, launches, units) | {
+        (offsets, c.dtype, launch.aligned) for launch in launches if launch.kernel in units
+    }
 
 
 def check(emulator: Emulator, c: Configuration) -> list[Launch]:

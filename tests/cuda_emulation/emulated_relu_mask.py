@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from emulated_kernels import Kernel, Mutation
+from emulated_kernels import Cell, Kernel, Mutation
 from emulation import Emulator, Launch
-from images import DTYPES
+from images import DTYPES, all_tilings, tilings
 from torch import Tensor
 
 KERNELS = [
@@ -21,9 +21,17 @@ KERNELS = [
             Mutation("index", "row * tiling.units + at.unit", "row * tiling.units"),
             Mutation("bounds", "if (channels <= 0) return;", ""),
             Mutation("arithmetic", "values[i] <= 0 ? 0u : 1u << i", "values[i] > 0 ? 1u << i : 0u", "bit_mask.cuh"),
+            Mutation("alignment", "is_aligned(args.output) && ", "", "relu_mask_launch.cu"),
+            Mutation(
+                "alignment",
+                " && is_aligned(args.channels * element_bytes(args.dtype))",
+                "",
+                "relu_mask_launch.cu",
+            ),
         ],
     )
 ]
+CELLS = all_tilings(["relu_mask_kernel"])
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,16 @@ class Configuration:
 def configurations(rng: random.Random) -> Iterator[Configuration]:
     """Channels about bytes and blocks."""
     for dtype in DTYPES:
-        for channels in (1, 7, 8, 9, 16, 63, 64, 65, 300, 2060):
+        for channels in (1, 7, 8, 9, 12, 16, 20, 63, 64, 65, 300, 2063, 2064):
             yield Configuration(dtype, 5, channels, False)
         yield Configuration(dtype, 300, 16, True)
     for _ in range(160):
         yield Configuration(rng.choice(DTYPES), rng.randint(1, 40), rng.randint(1, 70), rng.random() < 0.2)
+
+
+def cells(c: Configuration, launches: list[Launch]) -> set[Cell]:
+    """Name what a configuration covers."""
+    return tilings(c.dtype, launches, {"relu_mask_kernel": -(-c.channels // 8)})
 
 
 def bits(passes: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import functools
 import os
 import re
 import subprocess
@@ -47,11 +48,17 @@ class CompilationError(Exception):
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch that a library made: the kernel's name and geometry."""
+    """One launch that a library made: the kernel's name and geometry.
+
+    `code` is the address of the instance that ran; `aligned` is the kernel's last argument where that is a bool, which
+    in every kernel says whether rows are moved as vectors.
+    """
 
     kernel: str
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
+    code: int
+    aligned: bool | None
 
 
 class Emulator:
@@ -60,22 +67,32 @@ class Emulator:
     def __init__(self, folder: Path, build: str = BUILD) -> None:
         self.folder, self.build, self.sources, self.warnings = folder, build, SOURCES, ["-Werror"]
         self.kernel_flags, self.core_flags, self.link_flags = BUILDS[build]
+        self.paths: dict[tuple[str, int | None], Path] = {}
         self.libraries: dict[tuple[str, int | None], Library] = {}
         self.core_path = folder / f"libemulator_{build}.so"
         self.core = self._compile_core()
 
     def of(self, sources: Path, folder: Path) -> Emulator:
-        """Give an emulator of other sources than csrc/, such as a mutated copy, that compiles rather than runs fast."""
+        """Give an emulator of other sources than csrc/, such as a mutated copy, that compiles rather than runs fast.
+
+        It names no lines.
+        """
         other = copy.copy(self)
-        other.kernel_flags = [*self.kernel_flags, "-O0", "-g1"]
-        other.folder, other.sources, other.warnings, other.libraries = folder, sources, ["-w"], {}
+        other.kernel_flags = [*self.kernel_flags, "-O0", "-g0"]
+        other.folder, other.sources, other.warnings, other.paths, other.libraries = folder, sources, ["-w"], {}, {}
         return other
 
     def library(self, op: str, arch: int | None = None) -> Library:
         """Give the library of csrc/cuda/<op>_launch.cu, with __CUDA_ARCH__ undefined or `arch`, such as 750."""
         if (op, arch) not in self.libraries:
-            self.libraries[op, arch] = Library(self, op, self._compile_op(op, arch))
+            self.libraries[op, arch] = Library(self, op, self.compile(op, arch))
         return self.libraries[op, arch]
+
+    def compile(self, op: str, arch: int | None = None) -> Path:
+        """Compile what `library` loads; another thread may do it ahead."""
+        if (op, arch) not in self.paths:
+            self.paths[op, arch] = self._compile_op(op, arch)
+        return self.paths[op, arch]
 
     def tensor(self, source: torch.Tensor, *, offset: int = 0, writable: bool = False, name: str = "") -> torch.Tensor:
         """Copy a dense tensor, in its layout, into memory that kernels may read, or write where `writable`.
@@ -157,11 +174,12 @@ class Library:
         core = self.emulator.core
         core.emulation_reset(seed)
         error = self.call(name, ctypes.byref(args), None)
-        geometry = (ctypes.c_uint * 6)()
+        geometry, code, flag = (ctypes.c_uint * 6)(), ctypes.c_void_p(), ctypes.c_int()
         self.launches = []
         for i in range(core.emulation_launch_count()):
-            kernel = core.emulation_launch(i, geometry).decode()
-            self.launches.append(Launch(kernel, tuple(geometry[:3]), tuple(geometry[3:])))
+            kernel = core.emulation_launch(i, geometry, ctypes.byref(code), ctypes.byref(flag)).decode()
+            aligned = None if flag.value < 0 else bool(flag.value)
+            self.launches.append(Launch(kernel, tuple(geometry[:3]), tuple(geometry[3:]), code.value or 0, aligned))
         if failure := core.emulation_failure().decode():
             raise EmulationError(self._name_shared(failure) + self._place(core.emulation_failure_place()))
         if error != 0:
@@ -174,12 +192,24 @@ class Library:
         function.restype = restype
         return function(*args)
 
+    @functools.cached_property
+    def instances(self) -> dict[int, str]:
+        """Name the instances of kernels that the library holds, such as concat_kernel<uint4, long>, by their code."""
+        command = ["nm", "-C", "--defined-only", self.path]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        kernel = r"^(\w+) [tTwW] (?:void )?fastcnn::cuda::(\w+_kernel(?:<.*>)?)\([^()]*\)$"
+        return {self._base + int(offset, 16): name for offset, name in re.findall(kernel, listing, re.M)}
+
+    @functools.cached_property
+    def _base(self) -> int:
+        """The address that the library was loaded at."""
+        return next(int(line.split("-")[0], 16) for line in _maps() if line.endswith(str(self.path)))
+
     def _place(self, address: int | None) -> str:
         """Name the line of an address of this library's code."""
         if not address:
             return ""
-        base = next(int(line.split("-")[0], 16) for line in _maps() if line.endswith(str(self.path)))
-        command = ["addr2line", "-e", str(self.path), "-s", f"{address - base - 1:#x}"]
+        command = ["addr2line", "-e", str(self.path), "-s", f"{address - self._base - 1:#x}"]
         return f" ({subprocess.run(command, capture_output=True, text=True).stdout.split()[0]})"
 
     def _name_shared(self, text: str) -> str:

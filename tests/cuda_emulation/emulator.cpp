@@ -120,7 +120,7 @@ struct Warp {
 };
 
 struct Record {
-  const char* name;
+  Kernel kernel;
   dim3 grid, block;
 };
 
@@ -384,17 +384,17 @@ void check_atomic(const void* address, size_t bytes) {
   check(*running, address, bytes, Kind::atomic, nullptr);
 }
 
-cudaError_t run_grid(const char* name, dim3 grid, dim3 block, void (*thread)(const void*), const void* call,
+cudaError_t run_grid(const Kernel& kernel, dim3 grid, dim3 block, void (*thread)(const void*), const void* call,
                      size_t call_bytes, const Image& image) {
   if (!is_valid(grid, block)) {
     char text[200];
-    snprintf(text, sizeof(text), "%s: no such launch: grid (%u, %u, %u), block (%u, %u, %u)", name, grid.x, grid.y,
-             grid.z, block.x, block.y, block.z);
+    snprintf(text, sizeof(text), "%s: no such launch: grid (%u, %u, %u), block (%u, %u, %u)", kernel.name, grid.x,
+             grid.y, grid.z, block.x, block.y, block.z);
     if (failure.empty()) failure = text;
     return cudaErrorInvalidConfiguration;
   }
-  records.push_back({name, grid, block});
-  kernel_name = name;
+  records.push_back({kernel, grid, block});
+  kernel_name = kernel.name;
   kernel_thread = thread;
   kernel_call = call;
   thread_count = static_cast<int>(block.x * block.y * block.z);
@@ -430,11 +430,12 @@ void emulation_reset(uint64_t seed) {
 const char* emulation_failure() { return emulation::failure.c_str(); }
 const void* emulation_failure_place() { return emulation::failure_place; }
 int emulation_launch_count() { return static_cast<int>(emulation::records.size()); }
-const char* emulation_launch(int i, unsigned* geometry) {
-  const auto& [name, grid, block] = emulation::records[static_cast<size_t>(i)];
+const char* emulation_launch(int i, unsigned* geometry, const void** code, int* flag) {
+  const auto& [kernel, grid, block] = emulation::records[static_cast<size_t>(i)];
   const unsigned all[] = {grid.x, grid.y, grid.z, block.x, block.y, block.z};
   std::copy(std::begin(all), std::end(all), geometry);
-  return name;
+  *code = kernel.code, *flag = kernel.flag;
+  return kernel.name;
 }
 
 }  // extern "C"

@@ -1,12 +1,18 @@
-"""What the emulated tests of pooling share: dense NHWC images in guarded memory, and how far results may be off."""
+"""What the emulated tests of pooling share: dense NHWC images in guarded memory, and how far results may be off.
+
+And what they share with other kernels over rows of channels: the tilings that they cover.
+"""
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
+from itertools import product
 
 import torch
-from emulation import Emulator
+from emulated_kernels import Cell
+from emulation import Emulator, Launch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -60,3 +66,17 @@ def assert_near(got: Tensor, expected: Tensor, tolerance: float) -> None:
         scale = max(float(expected[finite].abs().max()), 1e-6)
         worst = float((got - expected)[finite].abs().max()) / scale
         assert worst <= tolerance, f"off by {worst:.3g} of the largest, more than {tolerance:.3g}"
+
+
+def tilings(dtype: torch.dtype, launches: list[Launch], units: dict[str, int]) -> set[Cell]:
+    """Kernels with the dtype, whether rows are aligned, and whether a row of so many units takes several blocks."""
+    return {
+        (launch.kernel, dtype, launch.aligned, units[launch.kernel] > launch.block[0])
+        for launch in launches
+        if launch.kernel in units
+    }
+
+
+def all_tilings(kernels: Iterable[str], aligned: tuple[bool | None, ...] = (False, True)) -> set[Cell]:
+    """All that `tilings` may give."""
+    return set(product(kernels, DTYPES, aligned, (False, True)))

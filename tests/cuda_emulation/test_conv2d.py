@@ -69,7 +69,7 @@ def test_conv2d_weight_gradient_of_infinity_stays_in_its_channel(algorithm: str,
 @pytest.mark.parametrize("module", [emulated_conv2d_gemm, emulated_conv2d_direct])
 def test_conv2d_gives_the_same_bits_in_any_order_of_blocks(module: object, emulator: Emulator) -> None:
     algorithm = module.__name__.removeprefix("emulated_conv2d_")  # type: ignore[attr-defined]
-    for case in islice(module.configurations(random.Random(5)), 0, 30):  # type: ignore[attr-defined]
+    for case in islice(module.configurations(random.Random(5)), 72, 102):  # type: ignore[attr-defined]
         tensors = case.draw()
         first, second = (execute(emulator, algorithm, case, tensors, seed=seed)[0] for seed in (1, 2))
         assert torch.equal(first.view(torch.uint8), second.view(torch.uint8)), case

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import random
 import re
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import Future
 
 import emulated_kernels
 import emulation
 import pytest
 import torch
-from emulated_kernels import Kernel, Mutation
-from emulation import SOURCES, EmulationError, Emulator
+from emulated_kernels import Cell, Kernel, Mutation
+from emulation import SOURCES, EmulationError, Emulator, Launch
 
 CUDA = SOURCES / "cuda"
 
@@ -35,20 +34,28 @@ def test_kernels_listed_are_all_global_functions_of_the_sources() -> None:
 @pytest.mark.parametrize("op", emulated_kernels.OPS)
 def test_kernels_match_the_oracle(op: str, emulator: Emulator) -> None:
     module = emulated_kernels.module(op)
-    count, ran = 0, set()
+    count, codes, cells = 0, set[int](), set[Cell]()
     for configuration in configurations(op):
         try:
-            ran |= {launch.kernel for launch in module.check(emulator, configuration)}
+            launches: list[Launch] = module.check(emulator, configuration)
         except AssertionError as error:
             raise AssertionError(f"{configuration}: {error}") from error
+        codes |= {launch.code for launch in launches}
+        cells |= module.cells(configuration, launches)
         count += 1
     assert count >= 200
-    assert ran == {kernel.name for kernel in module.KERNELS}
+    missing = module.CELLS - cells
+    assert not missing, f"no configuration covers {missing}"
+    instances = emulator.library(op).instances
+    assert {name.split("<")[0] for name in instances.values()} == {kernel.name for kernel in module.KERNELS}
+    idle = {name for code, name in instances.items() if code not in codes}
+    assert not idle, f"no configuration runs {idle}"
 
 
 # What the emulator must say of a fault of a class; wrong values are enough for the others.
 FAULTS = {
     "bounds": "out of bounds|misaligned",
+    "alignment": "misaligned|must start at a multiple",
     "barrier": "not all threads reach|different collectives",
     "race": "race",
     "unwritten": "nobody wrote",
@@ -64,15 +71,14 @@ MUTANTS = [
 
 @pytest.mark.skipif(emulation.BUILD != "checked", reason="the sanitizers end the process")
 @pytest.mark.parametrize(("op", "kernel", "mutation"), MUTANTS)
-def test_mutant_is_found(op: str, kernel: Kernel, mutation: Mutation, emulator: Emulator, tmp_path: Path) -> None:
-    sources = tmp_path / "csrc"
-    for folder in ("cuda", "common"):
-        shutil.copytree(SOURCES / folder, sources / folder)
-    path = sources / "cuda" / (mutation.file or kernel.file)
-    text = path.read_text()
-    assert text.count(mutation.old) == 1, f"{path.name} has {text.count(mutation.old)} of: {mutation.old}"
-    path.write_text(text.replace(mutation.old, mutation.new))
-    mutant = emulator.of(sources, tmp_path)
+def test_mutant_is_found(
+    op: str,
+    kernel: Kernel,
+    mutation: Mutation,
+    mutants: dict[str, Future[Emulator]],
+    request: pytest.FixtureRequest,
+) -> None:
+    mutant = mutants[request.node.callspec.id].result()
     for configuration in configurations(op):
         try:
             emulated_kernels.module(op).check(mutant, configuration)
@@ -80,4 +86,4 @@ def test_mutant_is_found(op: str, kernel: Kernel, mutation: Mutation, emulator: 
             kinds = FAULTS.get(mutation.fault)
             if kinds is None or (isinstance(error, EmulationError) and re.search(kinds, str(error))):
                 return
-    raise AssertionError(f"no configuration shows the fault: {mutation.old} -> {mutation.new}")
+    raise AssertionError(f"no configuration shows the fault of {kernel.name}: {mutation.old} -> {mutation.new}")

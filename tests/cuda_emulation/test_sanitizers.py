@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import emulated_kernels
 import emulation
 import pytest
 
@@ -30,6 +32,8 @@ def test_kernels_pass_the_sanitizers() -> None:
         "FASTCNN_EMULATION_BUILD": "address",
     }
     chosen = "not mutant and not capability"  # those compile what the others compile
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", HERE, "-k", chosen]
+    command = [sys.executable, "-m", "pytest", "-x", "-rp", "--color=no", "-p", "no:cacheprovider", HERE, "-k", chosen]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+    passed = re.findall(r"^PASSED .*::test_kernels_match_the_oracle\[(\w+)\]$", result.stdout, re.M)
+    assert sorted(passed) == emulated_kernels.OPS

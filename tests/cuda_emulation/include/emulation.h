@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <tuple>
+#include <type_traits>
 
 #include "vector_types.h"
 
@@ -30,8 +31,22 @@ struct Image {
   const char *begin, *statics, *end;
 };
 
-cudaError_t run_grid(const char* name, dim3 grid, dim3 block, void (*thread)(const void* call), const void* call,
+// A kernel as it is launched: its name, its code, and its last argument where that is a bool, else -1.
+struct Kernel {
+  const char* name;
+  const void* code;
+  int flag;
+};
+
+cudaError_t run_grid(const Kernel& kernel, dim3 grid, dim3 block, void (*thread)(const void* call), const void* call,
                      size_t call_bytes, const Image& image);
+
+template <typename... Args>
+int last_flag([[maybe_unused]] const std::tuple<Args...>& args) {
+  constexpr size_t kLast = sizeof...(Args) - 1;
+  if constexpr (std::is_same_v<std::tuple_element_t<kLast, std::tuple<Args...>>, bool>) return std::get<kLast>(args);
+  return -1;
+}
 
 extern "C" __attribute__((visibility("hidden"))) char __ehdr_start[], __bss_start[], _end[];
 
@@ -45,7 +60,8 @@ cudaError_t run(const char* name, void (*kernel)(Params...), dim3 grid, dim3 blo
     const Call& call = *static_cast<const Call*>(c);
     std::apply(call.kernel, call.args);
   };
-  return run_grid(name, grid, block, thread, &call, sizeof(call), {__ehdr_start, __bss_start, _end});
+  const Kernel launched{name, reinterpret_cast<const void*>(kernel), last_flag(call.args)};
+  return run_grid(launched, grid, block, thread, &call, sizeof(call), {__ehdr_start, __bss_start, _end});
 }
 
 // --- Barriers and warp collectives ----------------------------------------------------------------------------------
