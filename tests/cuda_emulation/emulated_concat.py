@@ -22,9 +22,7 @@ KERNELS = [
             Mutation("index", "gridDim.x) * blockDim.x;", "gridDim.x + 1) * blockDim.x;"),
             Mutation("geometry", "grid(blocks_for(", "grid(0 * blocks_for(", "concat_launch.cu"),
             Mutation("bounds", "uint64_t bits = 16 |", "return 16; uint64_t bits = 16 |", "concat_launch.h"),
-            Mutation(
-                "alignment", "16 | reinterpret_cast<uintptr_t>(args.output) |", "16 |", "concat_launch.h"
-            ),
+            Mutation("alignment", "16 | reinterpret_cast<uintptr_t>(args.output) |", "16 |", "concat_launch.h"),
             Mutation(
                 "alignment",
                 "bits |= reinterpret_cast<uintptr_t>(input.data) | static_cast<uint64_t>(",

@@ -76,6 +76,6 @@ def mutant(emulator: Emulator, folder: Path, op: str, kernel: Kernel, mutation: 
     text = path.read_text()
     assert text.count(mutation.old) == 1, f"{path.name} has {text.count(mutation.old)} of: {mutation.old}"
     path.write_text(text.replace(mutation.old, mutation.new))
-    mutated = emulator.of(sources, folder)
+    mutated = emulator.of(sources, folder, lines=False)
     mutated.compile(op)
     return mutated
