@@ -95,8 +95,8 @@ def configurations(rng: random.Random) -> Iterator[Configuration]:
         for shifted in ("source", "result"):
             yield Configuration(dtype, 2, 16, 6, 5, (3, 2), (2, 1), (1, 1), shifted=shifted)
             yield Configuration(dtype, 2, 16, 6, 5, output_size=(1, 1), shifted=shifted)
-        for c in (143, 144):  # several blocks a row, or an image
-            yield Configuration(dtype, 2, c, 5, 30, (2, 2), (2, 2))
+        for c in (135, 136):  # several blocks a row, or an image, the last of them with idle threads
+            yield Configuration(dtype, 2, c, 5, 34, (2, 2), (2, 2))
             yield Configuration(dtype, 2, c, 5, 3, output_size=(1, 1))
         yield Configuration(dtype, 1, 8, 3, 2, output_size=(5, 7))
         yield Configuration(dtype, 1, 70, 47, 46, output_size=(1, 1))  # several chains a thread
