@@ -169,5 +169,5 @@ class ChannelsLastFlatten(nn.Flatten):
         if not (reorders and input.requires_grad and torch.is_grad_enabled()):
             return input.flatten(1)
         function = _FlattenChannelsLast if torch.compiler.is_compiling() else _FlattenChannelsLastForwardMode
-        output: Tensor = function.apply(input)  # type: ignore[no-untyped-call]
+        output: Tensor = function.apply(input)  # type: ignore[no-untyped-call, unused-ignore]  # typed from torch 2.14 on
         return output
