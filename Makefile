@@ -47,7 +47,7 @@ bench: $(venv)/.installed-bench
 	$(bin)/python benchmarks/report.py benchmark.json
 
 # Inference of whole networks against torch, torch.compile, ONNX Runtime and OpenVINO, and the report of it under
-# docs/benchmarks/: about two hours; PEERS_ARGS="--networks lenet,resnet18 --batches 1" narrows it.
+# docs/benchmarks/: about four hours; PEERS_ARGS="--networks lenet,resnet18 --batches 1" narrows it.
 bench-peers: $(venv)/.installed-peers
 	PYTHONSAFEPATH= $(bin)/python benchmarks/bench_peers.py $(PEERS_ARGS)
 
