@@ -43,8 +43,8 @@ test-cuda-sanitizers: $(venv)/.installed-test
 # Every layer of the networks against torch, and the report of it under docs/benchmarks/: hours. BENCH_ARGS=--targets
 # measures what answers every target, in about 25 minutes; BENCH_ARGS="--batches 8 --threads 2 -k conv" narrows it too.
 bench: $(venv)/.installed-bench
-	PYTHONSAFEPATH=1 $(bin)/pytest benchmarks --benchmark-quiet --benchmark-json=benchmark.json $(BENCH_ARGS)
-	$(bin)/python benchmarks/report.py benchmark.json
+	status=0; PYTHONSAFEPATH=1 $(bin)/pytest benchmarks --benchmark-quiet --benchmark-json=benchmark.json $(BENCH_ARGS) \
+	    || status=$$?; $(bin)/python benchmarks/report.py benchmark.json && exit $$status # a failure costs its row alone
 
 # Inference of whole networks against torch, torch.compile, ONNX Runtime and OpenVINO, and the report of it under
 # docs/benchmarks/: about four hours; PEERS_ARGS="--networks lenet,resnet18 --batches 1" narrows it.
