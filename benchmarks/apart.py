@@ -1,10 +1,11 @@
-"""Measurements in a process of their own, and the memory of one."""
+"""Measurements in a process of their own, the memory of one, and torch.compile's files apart from the user's."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 
@@ -13,6 +14,16 @@ def run_apart(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     # The script finds its neighbours in its own folder, which a safe path leaves out.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=environment)
+
+
+def own_compiler_cache() -> AbstractContextManager[None]:
+    """torch.compile's files in a folder that goes with the context, for processes started in it too.
+
+    The user's own may hold code for another ATEN_CPU_CAPABILITY, which crashes.
+    """
+    from torch._inductor.utils import fresh_cache
+
+    return fresh_cache()
 
 
 def resident_bytes() -> int:

@@ -21,9 +21,8 @@ import peers
 import peers_report
 import torch
 import typer
-from apart import resident_bytes, run_apart
+from apart import own_compiler_cache, resident_bytes, run_apart
 from torch import Tensor
-from torch._inductor.utils import fresh_cache
 
 PAUSE_SECONDS = 0.05  # pools that spin for work give up within a few milliseconds
 BLOCK_SECONDS = 0.03  # a block of calls takes at least this long
@@ -143,9 +142,7 @@ def main(
         for network in _list(networks):
             for batch in map(int, _list(batches)):
                 for number in map(int, _list(threads)):
-                    # The user's own cache may hold code for another ATEN_CPU_CAPABILITY, which crashes; one of the
-                    # case's own serves the processes it starts as well.
-                    with fresh_cache():
+                    with own_compiler_cache():  # which serves the case's processes as well
                         rows += measure(network, batch, number, Path(folder))
                     print(peers_report.line(rows, network, batch, number), flush=True)
             written = peers_report.write(rows, out)  # whole so far: hours are not lost with what comes after

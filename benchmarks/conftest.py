@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import report
 import targets
 import torch
+from apart import own_compiler_cache
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 MACHINE = pytest.StashKey[dict[str, Any]]()
@@ -80,9 +82,10 @@ def _threads(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-def compiled(request: pytest.FixtureRequest) -> bool:
-    """Whether torch.compile is among the rivals of a whole network."""
-    return any(bool(request.config.getoption(option)) for option in ("--compile", "--targets"))
+def compiled(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether torch.compile is among the rivals of a whole network; its files last as long as the test."""
+    with own_compiler_cache():
+        yield any(bool(request.config.getoption(option)) for option in ("--compile", "--targets"))
 
 
 @pytest.fixture

@@ -67,7 +67,6 @@ def test_training_step(
     }
     if compiled:
         torch._dynamo.reset()  # what was compiled for another number of threads
-        torch._inductor.config.force_disable_caches = True  # its files crash where ATEN_CPU_CAPABILITY was another
         models_of["torch.compile"] = torch.compile(copy.deepcopy(twins["torch"]).to(memory_format=nhwc))
     images = torch.randn(batch, 1, info.input_size, info.input_size).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (batch,))
