@@ -6,8 +6,6 @@ import contextlib
 import copy
 import dis
 import functools
-import pickle
-import random
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fastcnn._random import RandomState
 from fastcnn.conversion.recipe import Guard
 
 # Modules whose functions mean that the forward does more than compute from its arguments.
@@ -68,8 +67,7 @@ def module_of(frame: FrameType | None) -> str:
 @contextlib.contextmanager
 def watched(notes: Notes) -> Iterator[None]:
     """Notes what functions read of their modules and call that a graph cannot hold, and puts the random state back."""
-    numpy = sys.modules.get("numpy")
-    of_python, of_torch, of_numpy = random.getstate(), torch.get_rng_state(), _numpy_state(numpy)
+    drawn = RandomState()
 
     def watch(frame: FrameType, event: str, called: Any) -> None:
         if not notes.on:
@@ -91,17 +89,9 @@ def watched(notes: Notes) -> Iterator[None]:
         yield
     finally:
         sys.setprofile(previous)
-        same = random.getstate() == of_python and torch.equal(torch.get_rng_state(), of_torch)
-        if not same or pickle.dumps(_numpy_state(numpy)) != pickle.dumps(of_numpy):
+        if not drawn.is_current():
             notes.refuse("draws random numbers")
-            random.setstate(of_python)
-            torch.set_rng_state(of_torch)
-            if numpy is not None:
-                numpy.random.set_state(of_numpy)
-
-
-def _numpy_state(numpy: Any) -> Any:
-    return None if numpy is None else numpy.random.get_state(legacy=False)
+            drawn.restore()
 
 
 @functools.cache

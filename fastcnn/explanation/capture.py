@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
+from fastcnn._random import RandomState
 from fastcnn.explanation.layers import is_known, kind_of, own_forward, runs_as_one
 from fastcnn.nn import DenseBlock
 
@@ -208,8 +207,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     saved = [(m, dict(vars(m)), {table: dict(vars(m)[table]) for table in _TABLES}) for m in model.modules()]
     copies: dict[int, Tensor] = {}
-    numpy, drawn = sys.modules.get("numpy"), random.getstate()
-    numpy_drawn = numpy.random.get_state() if numpy is not None else None
+    drawn = RandomState()
     devices = sorted({p.get_device() for p in model.parameters() if p.is_cuda})
     try:
         with torch.random.fork_rng(devices):
@@ -227,9 +225,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for table, contents in tables.items():
                 now[table].clear()
                 now[table].update(contents)
-        random.setstate(drawn)
-        if numpy is not None:
-            numpy.random.set_state(numpy_drawn)
+        drawn.restore()
 
 
 @contextmanager
