@@ -5,7 +5,8 @@
 Batch 1, 8 and 32, one and two threads, float32, inference. Results are checked against float64 first. Then all peers of
 a case run in one process, a block of calls each in turn, with a pause before each block in which the pools of threads
 of the others come to rest; and each once more in a process of its own, which says whether company slowed it, and how
-much its resident memory grew.
+much its resident memory grew. The report keeps what it holds of other networks, if the same versions were measured on
+the same machine: hours can be taken in parts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 
 PAUSE_SECONDS = 0.05  # pools that spin for work give up within a few milliseconds
 BLOCK_SECONDS = 0.03  # a block of calls takes at least this long
-BLOCKS = (3, 9)  # at least and at most
+BLOCKS = (3, 15)  # at least and at most
 PEER_SECONDS = 10  # of each peer in a case, where the least number of blocks takes no longer
 WARM_SECONDS = 0.5  # a call that takes longer does not show whether the caches were warm
 TOLERANCE = 1e-3  # of the output's norm: float32 in any order of additions, and Winograd's algorithm, stay far below
@@ -74,10 +75,11 @@ def measure(network: str, batch: int, threads: int, folder: Path) -> list[dict[s
         peers.export_onnx(network, batch, onnx)
     images, expected = peers.images(network, batch), peers.truth(network, batch)
     rows: list[dict[str, Any]] = []
+    date = time.strftime("%Y-%m-%d", time.gmtime())
     with peers.threads_of_torch(threads):
         made: dict[str, tuple[peers.Peer, float]] = {}
         for name in peers.PEERS:
-            row = {"network": network, "batch": batch, "threads": threads, "peer": name}
+            row = {"network": network, "batch": batch, "threads": threads, "peer": name, "date": date}
             try:
                 peer = peers.build(name, network, batch, threads, onnx)
                 error = check(name, peer.run(images), expected)
@@ -92,7 +94,8 @@ def measure(network: str, batch: int, threads: int, folder: Path) -> list[dict[s
                 peer, seconds = made[row["peer"]]
                 row["blocks"].append(block_ms(peer, images, seconds))
     for row in (r for r in rows if "blocks" in r):
-        row["ms"] = statistics.median(row["blocks"])
+        low, row["ms"], high = statistics.quantiles(row.pop("blocks"), n=4)
+        row["quartiles"] = [low, high]
         row.update(_apart(row, onnx))
     return rows
 
@@ -130,7 +133,7 @@ def main(
     out: Annotated[Path, typer.Option(help="where the report's folder goes")] = peers_report.DOCS,
     alone: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Measures, prints a line for each case, and writes the report."""
+    """Measures, prints a line for each case, and writes them into the report."""
     if alone is not None:
         return _alone(alone)
     unknown = [name for name in _list(networks) if name not in peers.NETWORKS]
@@ -145,7 +148,7 @@ def main(
                     with own_compiler_cache():  # which serves the case's processes as well
                         rows += measure(network, batch, number, Path(folder))
                     print(peers_report.line(rows, network, batch, number), flush=True)
-            written = peers_report.write(rows, out)  # whole so far: hours are not lost with what comes after
+            written = peers_report.write(rows, out)  # hours are not lost with what comes after
     print(f"wrote {written}")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import peers
 import torch
 from matplotlib import pyplot as plt
 from page import Page, Report, folder_name
@@ -17,6 +18,7 @@ from fastcnn import _library
 from fastcnn._machine import cpu_name, version_of
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
+ROWS = "rows.json"  # what the report was made of
 OURS = "fastcnn "  # our ways begin with it
 APART = 0.15  # a median in company may be off by as much from the one in a process of its own
 
@@ -67,7 +69,7 @@ def _details(rows: list[Row]) -> Page:
         if "failed" in r:
             lines.append([*head, f"failed: {r['failed']}", str(r["batch"]), str(r["threads"]), "", "", "", "", ""])
             continue
-        low, _, high = statistics.quantiles(r["blocks"], n=4)
+        low, high = r["quartiles"]
         alone = r.get("alone_ms")
         apart = "" if alone is None else f"{alone:.3g}{'' if abs(r['ms'] / alone - 1) <= APART else ' !'}"
         memory = f"{r['MB']:.0f}" if "MB" in r else ""
@@ -118,22 +120,47 @@ def _plot(rows: list[Row], path: Path) -> None:
     plt.close(figure)
 
 
+def _command(rows: list[Row]) -> str:
+    measured = list(dict.fromkeys(r["network"] for r in rows))
+    left_out = [name for name in peers.NETWORKS if name not in measured]
+    return "make bench-peers" + (f' PEERS_ARGS="--networks {",".join(measured)}"' if left_out else "")
+
+
+def _kept(file: Path, setting: str, rows: list[Row]) -> list[Row]:
+    """What a report holds of networks that the rows do not measure, if its setting is the same."""
+    if not file.exists():
+        return []
+    held = json.loads(file.read_text())
+    if held["setting"] != setting:
+        print(f"{file.parent}: begun anew; what it held was measured with {held['setting']}")
+        return []
+    measured = {r["network"] for r in rows}
+    kept: list[Row] = [r for r in held["rows"] if r["network"] not in measured]
+    return kept
+
+
 def write(rows: list[Row], out: Path) -> Path:
-    """Writes the report's folder under `out`, and returns it."""
+    """Writes the rows into the report under `out`, beside those that it has of other networks; returns its folder."""
     mpl.use("Agg")
     kernels = _library.load().fastcnn_cpu_capability().decode()
     folder = out / folder_name(cpu_name(), kernels, "peers")
     folder.mkdir(parents=True, exist_ok=True)
-    _plot(rows, folder / "speed.png")
     versions = ", ".join(f"{name} {version_of(name)}" for name in ("torchvision", "onnxruntime", "openvino"))
+    setting = (
+        f"{cpu_name()}, fastcnn kernels {kernels}, torch {torch.__version__} "
+        f"({torch.backends.cpu.get_cpu_capability()}), {versions}"
+    )
+    rows = sorted(_kept(folder / ROWS, setting, rows) + rows, key=lambda r: peers.NETWORKS.index(r["network"]))
+    _plot(rows, folder / "speed.png")
     Report(
         title=f"{cpu_name()}, {kernels}: inference against other ways to run a network",
-        headline=f"{cpu_name()}, fastcnn kernels {kernels}, torch {torch.__version__} "
-        f"({torch.backends.cpu.get_cpu_capability()}), {versions}; float32; blocks of calls in turn, with a pause "
-        "before each; outputs checked against float64 before.",
-        command=f'make bench-peers PEERS_ARGS="{" ".join(sys.argv[1:])}"',
+        headline=f"{setting}; measured on {', '.join(sorted({r['date'] for r in rows}))}; float32; blocks of calls in "
+        "turn, with a pause before each; outputs checked against float64 before.",
+        command=_command(rows),
         pages=[_times(rows), _details(rows)],
         summary=summary(rows),
         charts=["speed.png"],
     ).write(folder)
+    lines = ",\n".join(json.dumps(r) for r in rows)
+    (folder / ROWS).write_text(f'{{"setting": {json.dumps(setting)},\n"rows": [\n{lines}\n]}}\n')
     return folder

@@ -45,6 +45,8 @@ struct Switches {
 #define FASTCNN_SWITCH(name, Type, initial) Type name = initial;
   FASTCNN_SWITCHES(FASTCNN_SWITCH)
 #undef FASTCNN_SWITCH
+
+  bool operator==(const Switches&) const = default;
 };
 
 // The calling thread's switches.

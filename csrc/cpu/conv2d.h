@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -70,6 +71,24 @@ struct GatherConv {
   const Compute<T>* packed;  // the weight as conv2d_direct_weight or conv2d_winograd_weight made it, or null
 };
 
+// Where the data of one run lies: a problem's own, or others of the same strides. There is a residual where the problem
+// has one.
+template <typename T>
+struct GatherData {
+  const T* image;
+  T* output;
+  const T* residual;
+};
+
+// A problem made ready for many runs: what follows from sizes, switches and the number of threads is worked out once,
+// some microseconds. Weights and bias stay where they are. Threads may share it.
+template <typename T>
+class PreparedConv {
+ public:
+  virtual ~PreparedConv() = default;
+  virtual void run(const GatherData<T>& data) const = 0;
+};
+
 // Lanes in blocks of nearly equal numbers of registers.
 struct LaneBlocks {
   int width;
@@ -107,6 +126,8 @@ std::vector<GatherConv<T>> forward_problems(Conv2dGeometry g, const ImageView<T>
 // Runs the problems one after the other, each one over all threads.
 template <typename T>
 void conv2d_direct(const std::vector<GatherConv<T>>& problems);
+template <typename T>
+std::unique_ptr<const PreparedConv<T>> prepare_conv2d_direct(const GatherConv<T>& problem);
 // The weight in the order that the kernels in use (kernels()) read it in, for problems of any batch and image size.
 template <typename T>
 at::Tensor conv2d_direct_weight(const GatherConv<T>& problem);
@@ -116,6 +137,8 @@ template <typename T>
 bool conv2d_planar_applies(const GatherConv<T>& problem);
 template <typename T>
 void conv2d_planar(const GatherConv<T>& problem);
+template <typename T>
+std::unique_ptr<const PreparedConv<T>> prepare_conv2d_planar(const GatherConv<T>& problem);
 
 // A part of one image, and zeros outside the image, as planes of one channel each: `height` rows from row first_h on,
 // row_stride columns from column first_w on. Planes lie `plane` elements apart, at least a register more than they
@@ -139,6 +162,8 @@ void conv2d_planar_grad_weight(const Conv2dGeometry& g, const ImageView<T>& inpu
 // neighbours.
 template <typename T>
 void conv2d_winograd(const std::vector<GatherConv<T>>& problems, WinogradSize size);
+template <typename T>
+std::unique_ptr<const PreparedConv<T>> prepare_conv2d_winograd(const GatherConv<T>& problem, WinogradSize size);
 // The weight transformed, as conv2d_direct_weight.
 template <typename T>
 at::Tensor conv2d_winograd_weight(const GatherConv<T>& problem, WinogradSize size);
@@ -181,6 +206,8 @@ std::tuple<at::Tensor, at::Tensor> conv2d_grad_output(const at::Tensor& grad_out
 // the weights' lanes are neighbours, and so are the image's channels.
 template <typename T>
 void conv2d_depthwise(const std::vector<GatherConv<T>>& problems);
+template <typename T>
+std::unique_ptr<const PreparedConv<T>> prepare_conv2d_depthwise(const GatherConv<T>& problem);
 // All tensors NHWC; adds onto the gradient [kernel_h, kernel_w, channels], which is of the type T is computed in.
 template <typename T>
 void depthwise_grad_weight(const Conv2dGeometry& g, const at::Tensor& grad_output, const at::Tensor& input,

@@ -30,41 +30,66 @@ std::vector<Conv2dDepthwiseRun> make_runs(const WindowGrid& grid) {
   return runs;
 }
 
+template <typename T>
+class DepthwiseRun final : public PreparedConv<T> {
+ public:
+  explicit DepthwiseRun(const GatherConv<T>& p)
+      : p_(p),
+        kernel_(kernels().of<T>()),
+        runs_(make_runs(p.grid)),
+        first_w_(p.grid.min_w()),
+        last_w_(p.grid.max_w()) {}
+
+  void run(const GatherData<T>& data) const override {
+    const ImageView<T>& image = p_.image;
+    const WindowGrid& g = p_.grid;
+    const int64_t row_elements = std::max<int64_t>(1, g.cols * p_.lanes);
+    parallel_for(0, image.batch * g.rows, std::max<int64_t>(1, kGrainElements / row_elements),
+                 [&](int64_t begin, int64_t end) {
+                   kernel_.conv2d_depthwise({data.image,
+                                             image.stride_n,
+                                             image.stride_h,
+                                             image.stride_w,
+                                             image.height,
+                                             image.width,
+                                             p_.weight,
+                                             p_.bias,
+                                             data.output,
+                                             p_.out_stride_n,
+                                             p_.out_stride_h,
+                                             p_.out_stride_w,
+                                             g.rows,
+                                             g.cols,
+                                             p_.lanes,
+                                             g.step_h,
+                                             g.step_w,
+                                             runs_.data(),
+                                             static_cast<int64_t>(runs_.size()),
+                                             first_w_,
+                                             last_w_,
+                                             begin,
+                                             end,
+                                             p_.activation});
+                 });
+  }
+
+ private:
+  const GatherConv<T> p_;
+  const KernelSet<T>& kernel_;
+  const std::vector<Conv2dDepthwiseRun> runs_;
+  const int64_t first_w_, last_w_;
+};
+
 }  // namespace
 
 template <typename T>
 void conv2d_depthwise(const std::vector<GatherConv<T>>& problems) {
-  for (const GatherConv<T>& p : problems) {
-    const std::vector<Conv2dDepthwiseRun> runs = make_runs(p.grid);
-    const int64_t row_elements = std::max<int64_t>(1, p.grid.cols * p.lanes);
-    parallel_for(0, p.image.batch * p.grid.rows, std::max<int64_t>(1, kGrainElements / row_elements),
-                 [&](int64_t begin, int64_t end) {
-                   kernels().of<T>().conv2d_depthwise({p.image.data,
-                                                       p.image.stride_n,
-                                                       p.image.stride_h,
-                                                       p.image.stride_w,
-                                                       p.image.height,
-                                                       p.image.width,
-                                                       p.weight,
-                                                       p.bias,
-                                                       p.output,
-                                                       p.out_stride_n,
-                                                       p.out_stride_h,
-                                                       p.out_stride_w,
-                                                       p.grid.rows,
-                                                       p.grid.cols,
-                                                       p.lanes,
-                                                       p.grid.step_h,
-                                                       p.grid.step_w,
-                                                       runs.data(),
-                                                       static_cast<int64_t>(runs.size()),
-                                                       p.grid.min_w(),
-                                                       p.grid.max_w(),
-                                                       begin,
-                                                       end,
-                                                       p.activation});
-                 });
-  }
+  for (const GatherConv<T>& p : problems) DepthwiseRun<T>(p).run({p.image.data, p.output, nullptr});
+}
+
+template <typename T>
+std::unique_ptr<const PreparedConv<T>> prepare_conv2d_depthwise(const GatherConv<T>& problem) {
+  return std::make_unique<DepthwiseRun<T>>(problem);
 }
 
 template <typename T>
@@ -87,8 +112,9 @@ void depthwise_grad_weight(const Conv2dGeometry& g, const at::Tensor& grad_outpu
     for (int64_t part = 0; part < parts; ++part) result[i] += sums_data[part * size + i];
 }
 
-#define FASTCNN_INSTANTIATE(T)                                          \
-  template void conv2d_depthwise<T>(const std::vector<GatherConv<T>>&); \
+#define FASTCNN_INSTANTIATE(T)                                                                       \
+  template void conv2d_depthwise<T>(const std::vector<GatherConv<T>>&);                              \
+  template std::unique_ptr<const PreparedConv<T>> prepare_conv2d_depthwise<T>(const GatherConv<T>&); \
   template void depthwise_grad_weight<T>(const Conv2dGeometry&, const at::Tensor&, const at::Tensor&, at::Tensor&);
 FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)
 #undef FASTCNN_INSTANTIATE

@@ -40,12 +40,13 @@ std::vector<Conv2dSegment> split_chains(const std::vector<Conv2dSegment>& runs) 
   return segments;
 }
 
-// A convolution of one tap is one over the pixels that it reads.
+// A convolution of one tap is one over the pixels that it reads, of which `origin` is set to the first one's offset.
 template <typename T>
-GatherConv<T> without_gaps(GatherConv<T> p) {
+GatherConv<T> without_gaps(GatherConv<T> p, int64_t& origin) {
   WindowGrid& g = p.grid;
+  origin = 0;
   if (g.taps.size() != 1 || (g.step_h == 1 && g.step_w == 1) || !g.inside(p.image.height, p.image.width)) return p;
-  p.image.data += g.min_h() * p.image.stride_h + g.min_w() * p.image.stride_w;
+  origin = g.min_h() * p.image.stride_h + g.min_w() * p.image.stride_w;
   p.image.height = g.rows, p.image.width = g.cols;
   p.image.stride_h *= g.step_h, p.image.stride_w *= g.step_w;
   g.step_h = g.step_w = 1, g.taps[0].h = g.taps[0].w = 0;
@@ -169,12 +170,12 @@ struct Chunks {
 // its elements are others, or where windows reach beyond the image: with a halo of zeros, or without one where maps are
 // so small that leaving out the taps outside the image saves more than smaller groups of pixels cost.
 template <typename T>
-class DirectRun {
+class DirectRun final : public PreparedConv<T> {
   using Element = Compute<T>;
 
  public:
   explicit DirectRun(const GatherConv<T>& p)
-      : p_(without_gaps(p)),
+      : p_(without_gaps(p, origin_)),
         kernel_(kernels().of<T>()),
         blocks_(p.lanes, kernel_.width, kernel_.max_vectors),
         packing_(p_, blocks_),
@@ -195,7 +196,7 @@ class DirectRun {
     groups_.emplace_back(g, all_positions(g), depth_, row_stride_, col_stride_);
   }
 
-  void run() {
+  void run(const GatherData<T>& data) const override {
     const int64_t threads = num_threads();
     const int64_t copy_size = copies_ ? chunks_.images * image_size_ : 0;
     // A block that one chunk alone uses is packed there, into a place that stays in cache.
@@ -215,14 +216,15 @@ class DirectRun {
       Pixels pixels;
       const Element* input = nullptr;
       for (int64_t task = begin; task < end; ++task) {
-        if (task == begin || task % parts == 0) input = prepare(task / parts, buffer, pixels);
+        if (task == begin || task % parts == 0) input = prepare(data.image + origin_, task / parts, buffer, pixels);
         const int64_t part = task % parts, unit = whole_blocks ? pixels.count() : 1;
         const Place first = place(pixels, part, parts, unit), last = place(pixels, part + 1, parts, unit);
         for (int64_t b = first.block; b < blocks_.count && b <= last.block; ++b) {
           const int64_t p0 = b == first.block ? first.pixel : 0, p1 = b == last.block ? last.pixel : pixels.count();
           if (p0 == p1) continue;
           if (packs_once) packing_.pack_block(b, buffer + copy_size);
-          multiply(input, pixels, p0, p1, b, packs_once ? buffer + copy_size : packed_data + packing_.block_offset(b));
+          multiply(data, input, pixels, p0, p1, b,
+                   packs_once ? buffer + copy_size : packed_data + packing_.block_offset(b));
         }
       }
     });
@@ -283,12 +285,13 @@ class DirectRun {
   }
 
   // Copies a chunk's input where it has to be, and lists its pixels.
-  const Element* prepare(int64_t chunk, Element* buffer, Pixels& pixels) const {
+  const Element* prepare(const T* image, int64_t chunk, Element* buffer, Pixels& pixels) const {
     const WindowGrid& g = p_.grid;
     const int64_t n0 = chunks_.first_image(chunk), n1 = std::min(n0 + chunks_.images, p_.image.batch);
     const int64_t i0 = chunks_.first_row(chunk), i1 = std::min(i0 + chunks_.rows, g.rows);
     if (copies_)
-      for (int64_t n = n0; n < n1; ++n) copy(n, i0, whole_image_ ? copied_.rows : i1, buffer + (n - n0) * image_size_);
+      for (int64_t n = n0; n < n1; ++n)
+        copy(image, n, i0, whole_image_ ? copied_.rows : i1, buffer + (n - n0) * image_size_);
     // The copy begins at the first row's and the first column's first tap.
     const int64_t top = copies_ ? i0 * copied_.step_h + copied_.min_h() : 0, left = copies_ ? copied_.min_w() : 0;
     pixels.in_offsets.clear(), pixels.out_offsets.clear(), pixels.residual_offsets.clear(), pixels.group_ends.clear();
@@ -310,20 +313,22 @@ class DirectRun {
         }
       pixels.group_ends.push_back(static_cast<int64_t>(pixels.in_offsets.size()));
     }
-    return copies_ ? buffer : reinterpret_cast<const Element*>(p_.image.data);
+    return copies_ ? buffer : reinterpret_cast<const Element*>(image);
   }
 
-  void copy(int64_t n, int64_t i0, int64_t i1, Element* buffer) const {
+  void copy(const T* data, int64_t n, int64_t i0, int64_t i1, Element* buffer) const {
+    ImageView<T> image = p_.image;
+    image.data = data;
     if constexpr (std::is_same_v<T, BFloat16>) {
       if (pair_ == 2)
-        return copy_window_rows(p_.image, copied_, n, i0, i1, 2 * depth_, reinterpret_cast<BFloat16*>(buffer));
+        return copy_window_rows(image, copied_, n, i0, i1, 2 * depth_, reinterpret_cast<BFloat16*>(buffer));
     }
-    copy_window_rows(p_.image, copied_, n, i0, i1, depth_, buffer);
+    copy_window_rows(image, copied_, n, i0, i1, depth_, buffer);
   }
 
   // The outputs of pixels [first, last) in a block of lanes.
-  void multiply(const Element* input, const Pixels& pixels, int64_t first, int64_t last, int64_t block,
-                const Element* packed) const {
+  void multiply(const GatherData<T>& data, const Element* input, const Pixels& pixels, int64_t first, int64_t last,
+                int64_t block, const Element* packed) const {
     const int64_t vector = blocks_.first_vector(block), lane = vector * blocks_.width;
     const int vectors = static_cast<int>(blocks_.first_vector(block + 1) - vector);
     int64_t group_begin = 0;
@@ -332,14 +337,15 @@ class DirectRun {
       if (begin >= end) continue;
       const std::vector<Conv2dSegment>& segments = groups_[group].segments;
       kernel_.conv2d_direct(
-          {input, pixels.in_offsets.data() + begin, p_.output + lane, pixels.out_offsets.data() + begin, end - begin,
+          {input, pixels.in_offsets.data() + begin, data.output + lane, pixels.out_offsets.data() + begin, end - begin,
            segments.data(), static_cast<int64_t>(segments.size()), packed,
            p_.bias != nullptr ? p_.bias + lane : nullptr, vectors,
            std::min<int64_t>(p_.lanes - lane, vectors * blocks_.width), p_.activation,
-           p_.residual != nullptr ? p_.residual + lane : nullptr, pixels.residual_offsets.data() + begin});
+           data.residual != nullptr ? data.residual + lane : nullptr, pixels.residual_offsets.data() + begin});
     }
   }
 
+  int64_t origin_;  // of the image that p_ reads
   const GatherConv<T> p_;
   const KernelSet<T>& kernel_;
   LaneBlocks blocks_;
@@ -361,7 +367,13 @@ std::vector<Conv2dSegment> chained_segments(int64_t length) {
 template <typename T>
 void conv2d_direct(const std::vector<GatherConv<T>>& problems) {
   for (const GatherConv<T>& p : problems)
-    if (p.image.batch > 0 && p.grid.rows > 0 && p.grid.cols > 0) DirectRun<T>(p).run();
+    if (p.image.batch > 0 && p.grid.rows > 0 && p.grid.cols > 0)
+      DirectRun<T>(p).run({p.image.data, p.output, p.residual});
+}
+
+template <typename T>
+std::unique_ptr<const PreparedConv<T>> prepare_conv2d_direct(const GatherConv<T>& problem) {
+  return std::make_unique<DirectRun<T>>(problem);
 }
 
 template <typename T>
@@ -371,8 +383,9 @@ at::Tensor conv2d_direct_weight(const GatherConv<T>& problem) {
   return WeightPacking<T>(problem, blocks).pack();
 }
 
-#define FASTCNN_INSTANTIATE(T)                                       \
-  template void conv2d_direct<T>(const std::vector<GatherConv<T>>&); \
+#define FASTCNN_INSTANTIATE(T)                                                                            \
+  template void conv2d_direct<T>(const std::vector<GatherConv<T>>&);                                      \
+  template std::unique_ptr<const PreparedConv<T>> prepare_conv2d_direct<T>(const GatherConv<T>& problem); \
   template at::Tensor conv2d_direct_weight<T>(const GatherConv<T>&);
 FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)
 #undef FASTCNN_INSTANTIATE

@@ -13,7 +13,7 @@ constexpr int64_t kMaxReduction = 512;  // one chain of additions, as in the oth
 constexpr int64_t kTaskRows = 16;       // output rows of one task at least, where an image is shared by threads
 
 template <typename T>
-class PlanarRun {
+class PlanarRun final : public PreparedConv<T> {
   using Element = Compute<T>;
 
  public:
@@ -22,46 +22,50 @@ class PlanarRun {
     first_h_ = g.min_h(), first_w_ = g.min_w();
     row_stride_ = g.cols + g.max_w() - first_w_;
     halo_ = g.max_h() - first_h_;
+    const int64_t threads = num_threads(), batch = p.image.batch;
+    parts_ = batch >= threads ? 1 : std::clamp<int64_t>(g.rows / kTaskRows, 1, ceil_div(threads, batch));
+    rows_ = ceil_div(g.rows, parts_);
+    const int64_t slack = 8 * kernel_.width;  // tiles run over the last position
+    plane_ = (rows_ + halo_) * row_stride_ + slack, results_ = rows_ * row_stride_ + slack;
+    pack();
   }
 
-  void run() {
-    const int64_t threads = num_threads(), batch = p_.image.batch;
-    const int64_t parts =
-        batch >= threads ? 1 : std::clamp<int64_t>(p_.grid.rows / kTaskRows, 1, ceil_div(threads, batch));
-    const int64_t rows = ceil_div(p_.grid.rows, parts), slack = 8 * kernel_.width;  // tiles run over the last position
-    const int64_t plane = (rows + halo_) * row_stride_ + slack, results = rows * row_stride_ + slack;
-    pack(plane);
-    const int64_t scratch_size = p_.image.depth * plane + p_.lanes * results;
-    const at::Tensor scratch = empty({threads, scratch_size}, kComputeDtype<T>);
+  void run(const GatherData<T>& data) const override {
+    const int64_t scratch_size = p_.image.depth * plane_ + p_.lanes * results_;
+    const at::Tensor scratch = empty({num_threads(), scratch_size}, kComputeDtype<T>);
     Element* scratch_data = scratch.mutable_data_ptr<Element>();
-    parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
+    ImageView<T> image = p_.image;
+    image.data = data.image;
+    parallel_for(0, image.batch * parts_, 1, [&](int64_t begin, int64_t end) {
       Element* planes = scratch_data + at::get_thread_num() * scratch_size;
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t n = task / parts, i = task % parts * rows, i_end = std::min(i + rows, p_.grid.rows);
+        const int64_t n = task / parts_, i = task % parts_ * rows_, i_end = std::min(i + rows_, p_.grid.rows);
         if (i >= i_end) continue;
-        copy_window_planes(p_.image, n, {i + first_h_, first_w_, i_end - i + halo_, plane, row_stride_}, planes);
+        copy_window_planes(image, n, {i + first_h_, first_w_, i_end - i + halo_, plane_, row_stride_}, planes);
         kernel_.conv2d_planar(
             {planes, offsets_.data(), weight_.data(), static_cast<int64_t>(offsets_.size()), static_cast<int>(p_.lanes),
-             p_.bias, p_.activation, i_end - i, p_.grid.cols, row_stride_, planes + p_.image.depth * plane, results,
-             p_.output + n * p_.out_stride_n + i * p_.out_stride_h, p_.out_stride_h, p_.out_stride_w});
+             p_.bias, p_.activation, i_end - i, p_.grid.cols, row_stride_, planes + image.depth * plane_, results_,
+             data.output + n * p_.out_stride_n + i * p_.out_stride_h, p_.out_stride_h, p_.out_stride_w});
       }
     });
   }
 
  private:
-  void pack(int64_t plane) {
+  void pack() {
     const WindowGrid& g = p_.grid;
     for (int64_t d = 0; d < p_.image.depth; ++d)
       for (const Tap& t : g.taps) {
-        offsets_.push_back(d * plane + (t.h - first_h_) * row_stride_ + t.w - first_w_);
+        offsets_.push_back(d * plane_ + (t.h - first_h_) * row_stride_ + t.w - first_w_);
         for (int64_t lane = 0; lane < p_.lanes; ++lane)
           weight_.push_back(widen(p_.weight[t.weight_offset + d * p_.depth_stride + lane * p_.lane_stride]));
       }
   }
 
-  const GatherConv<T>& p_;
+  const GatherConv<T> p_;
   const KernelSet<T>& kernel_;
   int64_t first_h_, first_w_, row_stride_, halo_;
+  int64_t parts_, rows_;     // tasks of an image, and of each the output rows
+  int64_t plane_, results_;  // elements of a channel's input and output rows
   std::vector<int64_t> offsets_;
   std::vector<Element> weight_;
 };
@@ -100,12 +104,18 @@ bool conv2d_planar_applies(const GatherConv<T>& p) {
 
 template <typename T>
 void conv2d_planar(const GatherConv<T>& problem) {
-  PlanarRun<T>(problem).run();
+  PlanarRun<T>(problem).run({problem.image.data, problem.output, nullptr});
 }
 
-#define FASTCNN_INSTANTIATE(T)                                  \
-  template bool conv2d_planar_applies<T>(const GatherConv<T>&); \
-  template void conv2d_planar<T>(const GatherConv<T>&);         \
+template <typename T>
+std::unique_ptr<const PreparedConv<T>> prepare_conv2d_planar(const GatherConv<T>& problem) {
+  return std::make_unique<PlanarRun<T>>(problem);
+}
+
+#define FASTCNN_INSTANTIATE(T)                                                                    \
+  template bool conv2d_planar_applies<T>(const GatherConv<T>&);                                   \
+  template void conv2d_planar<T>(const GatherConv<T>&);                                           \
+  template std::unique_ptr<const PreparedConv<T>> prepare_conv2d_planar<T>(const GatherConv<T>&); \
   template void copy_window_planes<T>(const ImageView<T>&, int64_t, const PlaneWindow&, Compute<T>*);
 FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)
 #undef FASTCNN_INSTANTIATE

@@ -46,7 +46,7 @@ int64_t row_elements(const KernelSet<T>& kernel, int64_t channels) {
 }
 
 template <typename T>
-class WinogradRun {
+class WinogradRun final : public PreparedConv<T> {
   using Element = Compute<T>;
 
  public:
@@ -72,18 +72,18 @@ class WinogradRun {
     return weights;
   }
 
-  void run() {
+  void run(const GatherData<T>& data) const override {
     const int64_t weights = size_.planes() * blocks_.padded_lanes() * p_.image.depth;
     if (weights * static_cast<int64_t>(sizeof(Element)) <= kWeightsBytes) {
-      run_by_tiles();
+      run_by_tiles(data);
     } else {
-      run_by_lanes();
+      run_by_lanes(data);
     }
   }
 
  private:
   // All weights are transformed first; then each thread takes blocks of tiles through all steps.
-  void run_by_tiles() {
+  void run_by_tiles(const GatherData<T>& data) const {
     const at::Tensor transformed = p_.packed == nullptr ? weights() : at::Tensor();
     const Element* weights_data = p_.packed == nullptr ? transformed.const_data_ptr<Element>() : p_.packed;
     const int64_t threads = num_threads(), row_stride = row_elements(kernel_, std::max(p_.image.depth, p_.lanes));
@@ -109,17 +109,17 @@ class WinogradRun {
         const int64_t first_block = blocks_.count * part / lane_parts;
         const int64_t last_block = blocks_.count * (part + 1) / lane_parts;
         const int64_t lane = blocks_.first_lane(first_block);
-        transform_input(block, inputs);
+        transform_input(data.image, block, inputs);
         multiply(block.count, first_block, last_block, inputs, weights_data + lane * p_.image.depth,
                  weight_stride(0, blocks_.count), products);
-        transform_output(block, first_block, last_block, products);
+        transform_output(data, block, first_block, last_block, products);
       }
     });
   }
 
   // The input is transformed first, as much as may be kept; then the weights of a group of lanes, and their products.
   // Weights that were transformed before are one group.
-  void run_by_lanes() {
+  void run_by_lanes(const GatherData<T>& data) const {
     const int64_t threads = num_threads();
     const int64_t in_group = p_.packed == nullptr ? std::min(threads, blocks_.count) : blocks_.count;
     const int64_t input_row = row_elements(kernel_, p_.image.depth),
@@ -147,7 +147,7 @@ class WinogradRun {
     for (int64_t first = 0; first < tiles_; first += kept) {
       const int64_t count = std::min(kept, tiles_ - first), blocks = ceil_div(count, in_block);
       parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-        transform_input(tiles(first + begin, first + end), rows_from(inputs, begin));
+        transform_input(data.image, tiles(first + begin, first + end), rows_from(inputs, begin));
       });
       for (int64_t group = 0; group < blocks_.count; group += in_group) {
         const int64_t group_end = std::min(group + in_group, blocks_.count);
@@ -161,7 +161,7 @@ class WinogradRun {
             const int64_t lane = blocks_.first_lane(b) - blocks_.first_lane(group);
             multiply(t_end - t, b, b + 1, rows_from(inputs, t), weights_data + lane * p_.image.depth,
                      weight_stride(group, group_end), products);
-            transform_output(tiles(first + t, first + t_end), b, b + 1, products);
+            transform_output(data, tiles(first + t, first + t_end), b, b + 1, products);
           }
         });
       }
@@ -197,11 +197,11 @@ class WinogradRun {
     });
   }
 
-  void transform_input(const WinogradTiles& tiles, const Planes<Element>& transformed) const {
+  void transform_input(const T* pixels, const WinogradTiles& tiles, const Planes<Element>& transformed) const {
     const ImageView<T>& image = p_.image;
-    kernel_.conv2d_winograd_input({image.data, image.stride_n, image.stride_h, image.stride_w, image.height,
-                                   image.width, image.depth, p_.grid.min_h(), p_.grid.min_w(), tiles, size_.points,
-                                   size_.kernel, data_of<T>(zeros_), transformed.data, transformed.plane_stride,
+    kernel_.conv2d_winograd_input({pixels, image.stride_n, image.stride_h, image.stride_w, image.height, image.width,
+                                   image.depth, p_.grid.min_h(), p_.grid.min_w(), tiles, size_.points, size_.kernel,
+                                   data_of<T>(zeros_), transformed.data, transformed.plane_stride,
                                    transformed.row_stride});
   }
 
@@ -223,18 +223,18 @@ class WinogradRun {
       }
   }
 
-  void transform_output(const WinogradTiles& tiles, int64_t first_block, int64_t last_block,
+  void transform_output(const GatherData<T>& data, const WinogradTiles& tiles, int64_t first_block, int64_t last_block,
                         const Planes<Element>& products) const {
     const int64_t lane = blocks_.first_lane(first_block);
     kernel_.conv2d_winograd_output({products.data, products.plane_stride, products.row_stride, tiles, size_.points,
                                     size_.kernel, p_.bias != nullptr ? p_.bias + lane : nullptr, p_.activation,
-                                    p_.output + lane, p_.out_stride_n, p_.out_stride_h, p_.out_stride_w, p_.grid.rows,
+                                    data.output + lane, p_.out_stride_n, p_.out_stride_h, p_.out_stride_w, p_.grid.rows,
                                     p_.grid.cols, std::min(blocks_.first_lane(last_block), p_.lanes) - lane,
-                                    p_.residual != nullptr ? p_.residual + lane : nullptr, p_.residual_stride_n,
+                                    data.residual != nullptr ? data.residual + lane : nullptr, p_.residual_stride_n,
                                     p_.residual_stride_h, p_.residual_stride_w});
   }
 
-  const GatherConv<T>& p_;
+  const GatherConv<T> p_;
   WinogradSize size_;
   const KernelSet<T>& kernel_;
   const KernelSet<Element>& product_;
@@ -368,7 +368,12 @@ void conv2d_grad_weight_winograd(const Conv2dGeometry& g, WinogradSize size, con
 
 template <typename T>
 void conv2d_winograd(const std::vector<GatherConv<T>>& problems, WinogradSize size) {
-  for (const GatherConv<T>& p : problems) WinogradRun<T>(p, size).run();
+  for (const GatherConv<T>& p : problems) WinogradRun<T>(p, size).run({p.image.data, p.output, p.residual});
+}
+
+template <typename T>
+std::unique_ptr<const PreparedConv<T>> prepare_conv2d_winograd(const GatherConv<T>& problem, WinogradSize size) {
+  return std::make_unique<WinogradRun<T>>(problem, size);
 }
 
 template <typename T>
@@ -376,10 +381,11 @@ at::Tensor conv2d_winograd_weight(const GatherConv<T>& problem, WinogradSize siz
   return WinogradRun<T>(problem, size).weights();
 }
 
-#define FASTCNN_INSTANTIATE(T)                                                                         \
-  template void conv2d_winograd<T>(const std::vector<GatherConv<T>>&, WinogradSize);                   \
-  template at::Tensor conv2d_winograd_weight<T>(const GatherConv<T>&, WinogradSize);                   \
-  template void conv2d_grad_weight_winograd<T>(const Conv2dGeometry&, WinogradSize, const at::Tensor&, \
+#define FASTCNN_INSTANTIATE(T)                                                                                    \
+  template void conv2d_winograd<T>(const std::vector<GatherConv<T>>&, WinogradSize);                              \
+  template std::unique_ptr<const PreparedConv<T>> prepare_conv2d_winograd<T>(const GatherConv<T>&, WinogradSize); \
+  template at::Tensor conv2d_winograd_weight<T>(const GatherConv<T>&, WinogradSize);                              \
+  template void conv2d_grad_weight_winograd<T>(const Conv2dGeometry&, WinogradSize, const at::Tensor&,            \
                                                const at::Tensor&, at::Tensor&);
 FASTCNN_ELEMENTS(FASTCNN_INSTANTIATE)
 #undef FASTCNN_INSTANTIATE

@@ -16,6 +16,26 @@ using cpu::GatherConv;
 // Multiplications, by registers of 16 lanes, below which a second thread costs more than it gives: some 20 us.
 constexpr double kSerialProducts = 1e6;
 
+// A layer's convolutions made ready for calls of one kind, and what kind: the rest is up to the layer.
+struct Ready {
+  // 1. The kind of call.
+  backends::Switches switches;
+  int64_t threads;
+  cpu::ImageView<float> image;  // where it lies is not looked at
+
+  // 2. What runs.
+  const char* kernel;
+  bool needs_nhwc, serial;
+  std::shared_ptr<const Prepared::Operands> packed;
+  std::vector<std::unique_ptr<const cpu::PreparedConv<float>>> groups;
+
+  bool serves(const cpu::ImageView<float>& i) const {
+    return image.batch == i.batch && image.stride_n == i.stride_n && image.stride_h == i.stride_h &&
+           image.stride_w == i.stride_w && image.stride_c == i.stride_c && threads == cpu::num_threads() &&
+           switches == backends::current();
+  }
+};
+
 class Conv2dStep final : public Step {
  public:
   explicit Conv2dStep(StepReader& r);
@@ -32,8 +52,13 @@ class Conv2dStep final : public Step {
   Conv2dAlgorithm algorithm(const Conv2dGeometry& g) const;
   // The kernel's name. `problems` are the layer's by that algorithm.
   const char* kernel(Conv2dAlgorithm algorithm, const GatherConv<float>& problem) const;
-  bool fuses_residual(const char* kernel) const { return kernel != kDepthwise && kernel != kPlanar; }
-  void run_kernel(const char* kernel, Conv2dAlgorithm algorithm, std::vector<GatherConv<float>>& problems) const;
+  // Whether a kernel leaves the residual, and the activation after it, to a pass of their own.
+  bool adds_after(const char* kernel) const { return residual_ >= 0 && (kernel == kDepthwise || kernel == kPlanar); }
+  // As it was made for the call before, where that was of the same kind.
+  std::shared_ptr<const Ready> ready(Call& call) const;
+  std::shared_ptr<const Ready> make_ready(Call& call, const cpu::ImageView<float>& image) const;
+  std::unique_ptr<const cpu::PreparedConv<float>> prepare(const char* kernel, Conv2dAlgorithm algorithm,
+                                                          const GatherConv<float>& problem) const;
 
   static constexpr const char *kDepthwise = "conv2d_depthwise", *kPlanar = "conv2d_planar", *kDirect = "conv2d_direct";
 
@@ -44,6 +69,8 @@ class Conv2dStep final : public Step {
   bool residual_in_place_;
   std::string text_;
   Prepared packed_;
+  mutable std::mutex mutex_;
+  mutable std::shared_ptr<const Ready> ready_;  // for the call before
 };
 
 Conv2dStep::Conv2dStep(StepReader& r) {
@@ -107,69 +134,92 @@ const char* Conv2dStep::kernel(Conv2dAlgorithm algorithm, const GatherConv<float
   return cpu::conv2d_planar_applies(problem) ? kPlanar : kDirect;
 }
 
-void Conv2dStep::run_kernel(const char* kernel, Conv2dAlgorithm algorithm,
-                            std::vector<GatherConv<float>>& problems) const {
-  backends::record_kernel(kernel);
-  const auto size = cpu::winograd_size(algorithm);
-  std::shared_ptr<const Prepared::Operands> packed;
-  if (size || kernel == kDirect) {
-    packed = packed_.get(static_cast<int>(algorithm), [&] {
+std::shared_ptr<const Ready> Conv2dStep::ready(Call& call) const {
+  const cpu::ImageView<float> image = call.image(in_);
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (ready_ != nullptr && ready_->serves(image)) return ready_;
+  }
+  std::shared_ptr<const Ready> made = make_ready(call, image);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return ready_ = std::move(made);
+}
+
+std::shared_ptr<const Ready> Conv2dStep::make_ready(Call& call, const cpu::ImageView<float>& image) const {
+  const Conv2dGeometry g = of_batch(call.batch());
+  const Conv2dAlgorithm chosen = algorithm(g);
+  const auto size = cpu::winograd_size(chosen);
+  const auto made = std::make_shared<Ready>();
+  made->switches = backends::current(), made->threads = cpu::num_threads(), made->image = image;
+  made->needs_nhwc = g.depthwise() || size.has_value();
+  const Rows out = call.rows(out_), residual = residual_ >= 0 ? call.rows(residual_) : Rows{nullptr, 0};
+  std::vector<GatherConv<float>> problems = cpu::forward_problems<float>(
+      g, made->needs_nhwc ? call.nhwc(in_) : image, weight_, bias_.defined() ? bias_.const_data_ptr<float>() : nullptr,
+      fused(activation_), out.data, out.pitch);
+  made->kernel = kernel(chosen, problems[0]);
+  for (GatherConv<float>& p : problems) {
+    if (adds_after(made->kernel)) {
+      p.activation = Activation::none;
+      // Where the sums of a residual in place go.
+      if (residual_in_place_) p.out_stride_w = g.out_channels;
+      p.out_stride_h = g.out_w * p.out_stride_w, p.out_stride_n = g.out_h * p.out_stride_h;
+    } else if (residual_ >= 0) {
+      p.residual = residual.data;
+      p.residual_stride_w = residual.pitch, p.residual_stride_h = g.out_w * residual.pitch;
+      p.residual_stride_n = g.out_h * p.residual_stride_h;
+    }
+  }
+  if (size || made->kernel == kDirect) {
+    made->packed = packed_.get(static_cast<int>(chosen), [&] {
       Prepared::Operands operands;
       for (const GatherConv<float>& p : problems)
         operands.push_back(size ? cpu::conv2d_winograd_weight(p, *size) : cpu::conv2d_direct_weight(p));
       return operands;
     });
-    for (size_t i = 0; i < problems.size(); ++i) problems[i].packed = (*packed)[i].const_data_ptr<float>();
+    for (size_t i = 0; i < problems.size(); ++i) problems[i].packed = (*made->packed)[i].const_data_ptr<float>();
   }
-  const double products = static_cast<double>(problems[0].image.batch * g_.out_h * g_.out_w * g_.out_channels) *
-                          static_cast<double>(g_.group_in() * g_.kernel_h * g_.kernel_w);
-  const cpu::SerialScope scope(products * 16 < kSerialProducts * cpu::kernels().f32.width);
-  if (size) {
-    conv2d_winograd(problems, *size);
-  } else if (kernel == kDepthwise) {
-    conv2d_depthwise(problems);
-  } else if (kernel == kDirect) {
-    conv2d_direct(problems);
-  } else {
-    for (const GatherConv<float>& p : problems) conv2d_planar(p);
-  }
+  const double products = static_cast<double>(g.batch * g.out_h * g.out_w * g.out_channels) *
+                          static_cast<double>(g.group_in() * g.kernel_h * g.kernel_w);
+  made->serial = products * 16 < kSerialProducts * cpu::kernels().f32.width;
+  const cpu::SerialScope scope(made->serial);
+  for (const GatherConv<float>& p : problems) made->groups.push_back(prepare(made->kernel, chosen, p));
+  return made;
+}
+
+std::unique_ptr<const cpu::PreparedConv<float>> Conv2dStep::prepare(const char* kernel, Conv2dAlgorithm algorithm,
+                                                                    const GatherConv<float>& problem) const {
+  if (const auto size = cpu::winograd_size(algorithm)) return cpu::prepare_conv2d_winograd(problem, *size);
+  if (kernel == kDepthwise) return cpu::prepare_conv2d_depthwise(problem);
+  return kernel == kPlanar ? cpu::prepare_conv2d_planar(problem) : cpu::prepare_conv2d_direct(problem);
 }
 
 void Conv2dStep::run(Call& call) const {
-  const Conv2dGeometry g = of_batch(call.batch());
-  const Conv2dAlgorithm chosen = algorithm(g);
-  const bool needs_nhwc = g.depthwise() || cpu::winograd_size(chosen).has_value();
+  const std::shared_ptr<const Ready> r = ready(call);
+  const cpu::ImageView<float> image = r->needs_nhwc ? call.nhwc(in_) : call.image(in_);
   const Rows out = call.rows(out_), residual = residual_ >= 0 ? call.rows(residual_) : Rows{nullptr, 0};
-  std::vector<GatherConv<float>> problems = cpu::forward_problems<float>(
-      g, needs_nhwc ? call.nhwc(in_) : call.image(in_), weight_,
-      bias_.defined() ? bias_.const_data_ptr<float>() : nullptr, fused(activation_), out.data, out.pitch);
-  const char* name = kernel(chosen, problems[0]);
-  const int64_t pixels = call.pixels(out_);
+  const int64_t pixels = call.pixels(out_), groups = static_cast<int64_t>(r->groups.size());
+  const bool adds = adds_after(r->kernel);
 
   // 1. The convolution; where its kernel adds no residual, without the activation after that.
-  const bool adds_after = residual_ >= 0 && !fuses_residual(name);
   Rows sums = out;
   at::Tensor aside;
-  if (adds_after && residual_in_place_) {
-    aside = cpu::empty({pixels, g.out_channels}, at::device(at::kCPU).dtype(at::kFloat));
-    sums = {aside.mutable_data_ptr<float>(), g.out_channels};
+  if (adds && residual_in_place_) {
+    aside = cpu::empty({pixels, g_.out_channels}, at::device(at::kCPU).dtype(at::kFloat));
+    sums = {aside.mutable_data_ptr<float>(), g_.out_channels};
   }
-  for (size_t group = 0; group < problems.size(); ++group) {
-    GatherConv<float>& p = problems[group];
-    const int64_t lane = static_cast<int64_t>(group) * p.lanes;
-    p.output = sums.data + lane;
-    p.out_stride_w = sums.pitch, p.out_stride_h = g.out_w * sums.pitch, p.out_stride_n = g.out_h * p.out_stride_h;
-    if (adds_after) p.activation = Activation::none;
-    if (residual_ < 0 || adds_after) continue;
-    p.residual = residual.data + lane;
-    p.residual_stride_w = residual.pitch, p.residual_stride_h = g.out_w * residual.pitch;
-    p.residual_stride_n = g.out_h * p.residual_stride_h;
+  backends::record_kernel(r->kernel);
+  {
+    const cpu::SerialScope scope(r->serial);
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t lane = g_.out_channels / groups * group;
+      r->groups[group]->run({image.data + g_.in_channels / groups * group * image.stride_c, sums.data + lane,
+                             residual_ >= 0 ? residual.data + lane : nullptr});
+    }
   }
-  run_kernel(name, chosen, problems);
 
   // 2. What the kernel has not done.
-  if (adds_after || fused(activation_) != activation_)
-    apply(pixels, g.out_channels, sums, {}, {}, adds_after ? residual : Rows{nullptr, 0}, activation_, out);
+  if (adds || fused(activation_) != activation_)
+    apply(pixels, g_.out_channels, sums, {}, {}, adds ? residual : Rows{nullptr, 0}, activation_, out);
 }
 
 std::string Conv2dStep::describe() const {

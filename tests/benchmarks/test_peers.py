@@ -14,11 +14,13 @@ import torch
 
 def row(peer: str, ms: float, **changes: Any) -> dict[str, Any]:
     return {"network": "lenet", "batch": 1, "threads": 1, "peer": peer, "facts": "1 threads", "error": 1e-7,
-            "blocks": [ms, ms, 2 * ms], "ms": ms, "alone_ms": ms, "MB": 10.0, **changes}  # fmt: skip
+            "date": "2026-01-02", "quartiles": [ms, 2 * ms], "ms": ms,
+            "alone_ms": ms, "MB": 10.0, **changes}  # fmt: skip
 
 
 def test_peers_report_takes_the_best_rival_and_names_what_failed(tmp_path: Path) -> None:
-    failed = {"network": "lenet", "batch": 1, "threads": 1, "peer": "OpenVINO", "failed": "no such operator"}
+    failed = {"network": "lenet", "batch": 1, "threads": 1, "peer": "OpenVINO", "date": "2026-01-02",
+              "failed": "no such operator"}  # fmt: skip
     rows = [row("torch eager", 4.0), row("ONNX Runtime", 3.0, alone_ms=2.0), failed, row("fastcnn converted", 1.5)]
     folder = peers_report.write(rows, tmp_path)
     text = (folder / "report.md").read_text()
@@ -27,6 +29,17 @@ def test_peers_report_takes_the_best_rival_and_names_what_failed(tmp_path: Path)
     assert "| 3 to 6 | 2 ! | 10 |" in text and "| 4 to 8 | 4 | 10 |" in text
     assert "fastcnn converted, batch 1, 1 threads: the best rival's time over ours, geometric mean 2.00" in text
     assert "<img" in (folder / "index.html").read_text()
+
+
+def test_peers_report_keeps_other_networks_of_the_same_versions(tmp_path: Path, monkeypatch: Any) -> None:
+    peers_report.write([row("torch eager", 4.0, network="resnet18"), row("torch eager", 2.0)], tmp_path)
+    folder = peers_report.write([row("torch eager", 3.0, date="2026-01-03")], tmp_path)
+    text = (folder / "report.md").read_text()
+    assert text.index("| lenet | torch eager | 1 | 1 | 3 |") < text.index("| resnet18 | torch eager | 1 | 1 | 4 |")
+    assert "measured on 2026-01-02, 2026-01-03" in text and "--networks lenet,resnet18" in text
+    monkeypatch.setattr(torch, "__version__", "1.0")
+    peers_report.write([row("torch eager", 3.0)], tmp_path)
+    assert "resnet18" not in (folder / "report.md").read_text()
 
 
 def test_peers_are_checked_before_they_are_timed() -> None:
