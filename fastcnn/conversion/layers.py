@@ -82,12 +82,17 @@ def _class_over(
     reason = refusal(cls)
     if reason is not None:
         return reason
-    if (cls.__module__, cls.__name__) == ("timm.layers.norm_act", "BatchNormAct2d"):
+    if is_norm_act(cls):
         return derived(FusedBatchNormAct2d, cls)
     for method in methods:
         if getattr(cls, method) is not getattr(theirs, method):
             return f"{cls.__name__} has its own {method}"
     return derived(ours, cls)
+
+
+def is_norm_act(cls: type[nn.Module]) -> bool:
+    """Whether a class is timm's batch norm that holds its activation."""
+    return (cls.__module__, cls.__name__) == ("timm.layers.norm_act", "BatchNormAct2d")
 
 
 def _instance_refusal(module: nn.Module) -> str | None:

@@ -13,7 +13,9 @@ from torch import fx, nn
 from torch.fx.graph_module import _format_import_block
 from torch.package.importer import sys_importer
 
+from fastcnn.conversion.endings import ELSEWHERE, before_identities, of_value
 from fastcnn.conversion.fused import batch_norm_relu
+from fastcnn.conversion.layers import is_norm_act, original_class
 
 _RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
 _ADDITIONS = {
@@ -45,8 +47,17 @@ class Pattern:
 Module = Callable[[fx.Node], nn.Module | None]
 
 
-def find(graph: fx.Graph, root: nn.Module, is_norm: Callable[[nn.Module], bool]) -> Iterator[Pattern | tuple[str, str]]:
-    """The patterns of a forward's graph: one that can be fused, or the batch norm's name and why it cannot."""
+@dataclass(frozen=True)
+class Unfusable:
+    """A batch norm that seems to have a ReLU after it, by its name from the forward's module, and why they stay two."""
+
+    norm: str
+    name: str
+    reason: str
+
+
+def find(graph: fx.Graph, root: nn.Module, is_norm: Callable[[nn.Module], bool]) -> Iterator[Pattern | Unfusable]:
+    """The patterns of a forward's graph, those that can be fused and those that cannot."""
 
     def module(node: fx.Node) -> nn.Module | None:
         return root.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -66,32 +77,37 @@ def find(graph: fx.Graph, root: nn.Module, is_norm: Callable[[nn.Module], bool])
         if not _is_relu(relu, module):
             continue
         value = relu.args[0]
-        candidates: list[Pattern] = []
-        found = norm_of(value)
-        last = _last_of_sequential(value, module)
-        if last is not None and is_norm(root.get_submodule(last)):
-            yield last, "its ReLU is in another module's forward"
-        elif found is not None:
-            candidates = [Pattern(*found, relu)]
-        else:
-            candidates = list(_with_residual(value, relu, norm_of))
+        found, sides = norm_of(value), _operands(value)
+        candidates = [Pattern(*found, relu)] if found is not None else list(_with_residual(sides, value, relu, norm_of))
         reasons = []
         for pattern in candidates:
             reason = _refusal(pattern, graph, module)
             if reason is None:
                 yield pattern
                 break
-            reasons.append((str(pattern.norm.target), reason))
+            reasons.append(Unfusable(str(pattern.norm.target), pattern.name, reason))
         else:
-            yield from reasons[:1]
+            yield from (reasons or _endings(value, root))[:1]
 
 
-def _last_of_sequential(value: Any, module: Module) -> str | None:
-    """The name of the last module of the torch.nn.Sequential that gives a value."""
-    called = module(value) if isinstance(value, fx.Node) else None
-    if not isinstance(called, nn.Sequential) or len(called) == 0:
-        return None
-    return f"{value.target}.{list(called._modules)[-1]}"
+def _endings(value: Any, root: nn.Module) -> list[Unfusable]:
+    """The batch norms that a ReLU's input comes from in other ways: through modules, or of other classes."""
+    value = before_identities(value, root)
+    sides = _operands(value)
+    pattern = "BatchNorm + residual + ReLU" if sides else "BatchNorm + ReLU"
+    found = []
+    for side in sides or [value]:
+        name = of_value(side, root)
+        if name is not None:
+            norm = root.get_submodule(name)
+            between = "an nn.Identity lies between the sum and the ReLU"
+            own = f"{type(norm).__name__} has its own forward" if is_norm_act(original_class(norm)) else between
+            found.append(Unfusable(name, pattern, own if _is_called(norm, value.graph, root) else ELSEWHERE))
+    return found
+
+
+def _is_called(module: nn.Module, graph: fx.Graph, root: nn.Module) -> bool:
+    return any(n.op == "call_module" and root.get_submodule(str(n.target)) is module for n in graph.nodes)
 
 
 def _is_relu(node: fx.Node, module: Module) -> bool:
@@ -102,23 +118,28 @@ def _is_relu(node: fx.Node, module: Module) -> bool:
     return node.op in ("call_function", "call_method") and node.target in _RELUS
 
 
-def _with_residual(
-    value: Any, relu: fx.Node, norm_of: Callable[[Any], tuple[fx.Node, list[fx.Node]] | None]
-) -> Iterator[Pattern]:
-    """The patterns of an addition: the batch norm that is called last comes first."""
+def _operands(value: Any) -> list[fx.Node]:
+    """The two values that a sum is made of, what is computed last first; none if it is no such sum."""
     if not isinstance(value, fx.Node) or value.op not in ("call_function", "call_method"):
-        return
-    how = _ADDITIONS.get(value.target)
-    if how is None or len(value.args) != 2 or value.kwargs.get("alpha", 1) != 1 or set(value.kwargs) - {"alpha"}:
-        return
-    left, right = value.args
-    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or left is right:
-        return
+        return []
+    unusual = len(value.args) != 2 or value.kwargs.get("alpha", 1) != 1 or set(value.kwargs) - {"alpha"}
+    if value.target not in _ADDITIONS or unusual:
+        return []
+    sides = [side for side in value.args if isinstance(side, fx.Node)]
     order = list(value.graph.nodes)
-    sides = [(left, right, f"output {how} residual"), (right, left, f"residual {how} output")]
-    found = [(norm_of(side), other, text) for side, other, text in sides]
-    patterns = [Pattern(*norm, relu, value, other, text) for norm, other, text in found if norm is not None]
-    yield from sorted(patterns, key=lambda p: -order.index(p.norm))
+    return sorted(sides, key=lambda side: -order.index(side)) if len(set(sides)) == 2 else []
+
+
+def _with_residual(
+    sides: list[fx.Node], sum: Any, relu: fx.Node, norm_of: Callable[[Any], tuple[fx.Node, list[fx.Node]] | None]
+) -> Iterator[Pattern]:
+    """The patterns of a sum: the batch norm that is called last comes first."""
+    for side, other in zip(sides, reversed(sides), strict=True):
+        norm = norm_of(side)
+        if norm is not None:
+            how = _ADDITIONS[sum.target]
+            text = f"output {how} residual" if side is sum.args[0] else f"residual {how} output"
+            yield Pattern(*norm, relu, sum, other, text)
 
 
 def _refusal(pattern: Pattern, graph: fx.Graph, module: Module) -> str | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastcnn.conversion import patterns
 from fastcnn.conversion.derived import derived, refusal
+from fastcnn.conversion.endings import ELSEWHERE, ending
 from fastcnn.conversion.fused import FusedBatchNormAct2d, FusedForward, FusedSequential, find_relu, is_fast_norm
 from fastcnn.conversion.layers import class_for, conversion, original_class
 from fastcnn.conversion.recipe import Recipe, Variant
@@ -76,7 +77,7 @@ def plan(model: nn.Module) -> Plan:
         final = type(module) if not isinstance(cls, type) else cls
         if issubclass(final, FusedBatchNormAct2d):
             _plan_norm_act(module, name, result)
-        elif next(_norms(module, (*_LISTS, nn.Sequential)), None) is not None:
+        elif next(_norms(module, (*_LISTS, nn.Sequential)), None) is not None or _may_end_others(module):
             _plan_block(module, name, result)
     return result
 
@@ -100,6 +101,12 @@ def _norms(module: nn.Module, containers: tuple[type[nn.Module], ...]) -> Iterat
             yield name
         elif isinstance(child, containers):
             yield from (f"{name}.{inner}" for inner in _norms(child, containers))
+
+
+def _may_end_others(module: nn.Module) -> bool:
+    """Whether a module's forward may have a ReLU for the batch norms of the modules in it."""
+    mentions = _mentions_relu(module, original_class(module))
+    return mentions and any(isinstance(inner, (nn.BatchNorm1d, nn.BatchNorm2d)) for inner in module.modules())
 
 
 def _plan_norm_act(module: Any, name: str, result: Plan) -> None:
@@ -141,8 +148,11 @@ def _plan_sequential(module: nn.Sequential, kind: type[nn.Module], name: str, re
     names, modules = list(module._modules), list(module._modules.values())
     found = False
     for index in range(len(modules)):
-        relu = find_relu(modules, index, lambda cls: issubclass(cls, (nn.BatchNorm1d, nn.BatchNorm2d)))
         norm: Any = modules[index]
+        relu = find_relu(modules, index, lambda cls: cls is not nn.Identity)
+        last = None if relu is None or _is_norm(norm) else ending(norm)
+        if last is not None:
+            result.unfused.append(Unfused(_join(name, _join(names[index], last)), "BatchNorm + ReLU", ELSEWHERE))
         if relu is None or not _is_norm(norm):
             continue
         full = _join(name, names[index])
@@ -196,10 +206,10 @@ def _plan_forward(module: nn.Module, kind: type[nn.Module], name: str, result: P
             waiting.append({argument: list if argument in asked else type_ for argument, type_ in arguments.items()})
         found = []
         for pattern in patterns.find(traced.graph, module, _is_norm):
-            norm = pattern.norm.target if isinstance(pattern, patterns.Pattern) else pattern[0]
+            norm = pattern.norm if isinstance(pattern, patterns.Unfusable) else pattern.norm.target
             full = _join(name, str(norm))
-            if isinstance(pattern, tuple):
-                unfused[full] = Unfused(full, "BatchNorm + ReLU", pattern[1])
+            if isinstance(pattern, patterns.Unfusable):
+                unfused[full] = Unfused(full, pattern.name, pattern.reason)
             elif not _becomes_norm(module.get_submodule(str(norm))):
                 unfused[full] = Unfused(full, pattern.name, _why_kept(module.get_submodule(str(norm))))
             else:
@@ -222,9 +232,9 @@ def _plan_forward(module: nn.Module, kind: type[nn.Module], name: str, result: P
 
 
 def _mentions_relu(module: nn.Module, kind: type[nn.Module]) -> bool:
-    names = getattr(getattr(kind.forward, "__code__", None), "co_names", ())
+    names = getattr(getattr(getattr(kind, "forward", None), "__code__", None), "co_names", ())
     return any("relu" in name for name in names) or any(type(child) is nn.ReLU for child in module.children())
 
 
 def _join(name: str, inner: str) -> str:
-    return f"{name}.{inner}" if name else inner
+    return ".".join(part for part in (name, inner) if part)
