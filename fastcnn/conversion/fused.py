@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from fastcnn import ops
+from fastcnn.conversion.derived import forward_of
 from fastcnn.conversion.recipe import Recipe
 from fastcnn.nn import BatchNorm1d, BatchNorm2d
 from fastcnn.nn._plain import is_bare, is_plain
@@ -73,7 +74,8 @@ def fuses(norm: nn.Module, between: Sequence[nn.Module], relu: nn.Module | None)
 
 def is_fast_norm(kind: Any) -> bool:
     """Whether a class's forward is that of our batch norm."""
-    return kind.forward is BatchNorm2d.forward or kind.forward is BatchNorm1d.forward
+    forward = forward_of(kind)
+    return forward is BatchNorm2d.forward or forward is BatchNorm1d.forward
 
 
 def _same_kind(input: Tensor, residual: Any) -> bool:
@@ -117,16 +119,18 @@ def find_relu(
 class FusedForward(nn.Module):
     """A module whose forward is rewritten as its recipe says, for as long as that holds."""
 
+    _stands_for: tuple[Any, Any, Any]  # see derived
+
     def __init_subclass__(cls) -> None:
         """Gives the class a forward with the signature of the one that it stands for."""
         super().__init_subclass__()
-        over: Any = cls.__bases__[1]
-        theirs = over.forward
+        _, theirs, stands_for = cls._stands_for
 
-        @functools.wraps(theirs)
+        @functools.wraps(stands_for or theirs.forward)
         def forward(self: FusedForward, *args: Any, **kwargs: Any) -> Any:
-            rewritten = None if kwargs else self._recipe().forward_for(self, args)
-            return theirs(self, *args, **kwargs) if rewritten is None else rewritten(self, *args)
+            now = theirs.forward
+            rewritten = None if kwargs or now is not stands_for else self._recipe().forward_for(self, args)
+            return now(self, *args, **kwargs) if rewritten is None else rewritten(self, *args)
 
         cls.forward = forward
 

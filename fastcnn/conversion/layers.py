@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from fastcnn import nn as fast
-from fastcnn.conversion.derived import derived, refusal
+from fastcnn.conversion.derived import derived, is_exchanged, refusal
 from fastcnn.conversion.fused import FusedBatchNormAct2d
 from fastcnn.conversion.recipe import Recipe
 
@@ -61,7 +61,7 @@ def original_class(module: nn.Module) -> type[nn.Module]:
 
 def class_for(module: nn.Module) -> type[nn.Module] | str | None:
     """The class of ours for a layer of torch's; or why it stays as it is; None if there is nothing to do."""
-    cls = type(module)
+    cls = original_class(module) if is_exchanged(type(module)) else type(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a TorchScript" if module.original_name in {kind.__name__ for kind, *_ in _KINDS} else None
     if any(issubclass(cls, ours) for _, ours, _ in _KINDS) or issubclass(cls, FusedBatchNormAct2d):
@@ -117,7 +117,7 @@ def _instance_refusal(module: nn.Module) -> str | None:
 
 def change(module: nn.Module, cls: type[nn.Module], recipe: Recipe | None = None) -> None:
     """Gives a module its new class, and notes the old one."""
-    done = Conversion(type(module), recipe=recipe, strides=_strides_before(module))
+    done = Conversion(original_class(module), recipe=recipe, strides=_strides_before(module))
     try:
         module.__class__ = cls
     except TypeError as error:  # objects of the two are laid out differently

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastcnn.conversion import patterns
-from fastcnn.conversion.derived import derived, refusal
+from fastcnn.conversion.derived import derived, is_exchanged, refusal
 from fastcnn.conversion.endings import ELSEWHERE, ending
 from fastcnn.conversion.fused import FusedBatchNormAct2d, FusedForward, FusedSequential, find_relu, is_fast_norm
 from fastcnn.conversion.layers import class_for, conversion, original_class
@@ -166,7 +166,7 @@ def _plan_sequential(module: nn.Sequential, kind: type[nn.Module], name: str, re
             result.fused.append(Fused(full, "BatchNorm + ReLU"))
         else:
             result.unfused.append(Unfused(full, "BatchNorm + ReLU", why))
-    if found and not isinstance(module, FusedSequential):
+    if found and (not isinstance(module, FusedSequential) or is_exchanged(type(module))):
         result.classes[name] = FusedSequential if kind is nn.Sequential else derived(FusedSequential, kind)
 
 
@@ -226,7 +226,7 @@ def _plan_forward(module: nn.Module, kind: type[nn.Module], name: str, result: P
     result.unfused.extend(entry for full, entry in unfused.items() if full not in fused)
     if rewritten:
         result.recipes[name] = Recipe(rewritten)
-        if conversion(module) is None:
+        if conversion(module) is None or is_exchanged(type(module)):
             result.classes[name] = derived(FusedForward, kind)
     return None if rewritten or unfused else reason
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn import ops
+from fastcnn.conversion.derived import forward_of
 from fastcnn.nn import (
     AdaptiveAvgPool2d,
     AvgPool2d,
@@ -80,7 +81,7 @@ def kind_of(module: nn.Module) -> str:
 def own_forward(module: nn.Module) -> bool:
     """Whether the module computes something of its own instead of what its kind does."""
     forwards = {kind.forward for kind in _KINDS[kind_of(module)]}
-    own = type(module).forward not in forwards or "forward" in vars(module)
+    own = forward_of(type(module)) not in forwards or "forward" in vars(module)
     if isinstance(module, nn.Conv2d):
         computes = {nn.Conv2d._conv_forward, Conv2d._conv_forward}
         own = own or type(module)._conv_forward not in computes or "_conv_forward" in vars(module)
