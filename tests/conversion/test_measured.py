@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,8 @@ from torch import nn
 import fastcnn
 from fastcnn.conversion import measured as measured_module
 from fastcnn.conversion.plan import plan
+from fastcnn.explanation import LayerTime
+from fastcnn.explanation import measure as measure_module
 
 
 def network() -> nn.Module:
@@ -31,9 +34,35 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Times], None]:
         return SimpleNamespace(name=name, calls=1, mismatch="", **times)
 
     def set_times(layers: Times) -> None:
-        monkeypatch.setattr(measured_module, "measure_layers", lambda *_: [row(n, *t) for n, t in layers.items()])
+        monkeypatch.setattr(measured_module, "measure_layers", lambda *_, **__: [row(n, *t) for n, t in layers.items()])
 
     return set_times
+
+
+@pytest.mark.parametrize(("torchs", "kept"), [(0.97, False), (0.93, True), (1.03, False)])
+def test_convert_with_example_keeps_only_what_torch_does_clearly_faster(
+    torchs: float, kept: bool, measured: Callable[[Times], None]
+) -> None:
+    measured({"0": (1.0, torchs)})
+    model = fastcnn.convert(network(), torch.randn(2, 3, 8, 8))
+    assert ("0" in plan(model).kept) is kept
+
+
+def test_convert_with_example_measures_near_ties_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ratios = {
+        "Conv2d": iter([0.9, 1.3, 1.1, 0.8, 1.2]),
+        "BatchNormReLU2d": iter([1.3]),
+        "BatchNorm2d": iter([1.2, 0.8, 0.9, 1.1, 0.7]),
+    }
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8))
+
+    def measure(call: object, row: LayerTime, *_: object) -> LayerTime:
+        return replace(row, ours_ms=1.0, torch_ms=next(ratios[row.kind]), ours_backward_ms=0.0, torch_backward_ms=0.0)
+
+    monkeypatch.setattr(measure_module, "_measure", measure)
+    fastcnn.convert(model, torch.randn(2, 3, 8, 8))
+    assert plan(model).kept == {"3": "torch is faster: 0.9 ms against 1 ms"}
+    assert [next(rest, None) for rest in ratios.values()] == [None] * 3
 
 
 def test_convert_with_example_keeps_what_torch_does_faster(
