@@ -33,7 +33,8 @@ def convert(model: nn.Module, example: Any = None) -> nn.Module:
 
     Raises:
         TypeError: model is no torch.nn.Module.
-        Exception: what the model raises on the example; it is converted then, by rule.
+        Exception: what the model raises on the example, and what fastcnn.explanation.measure_layers raises. What this
+            call has converted is reverted then.
 
     Numerics: those of the ops; float32 results differ from torch's in rounding.
     """
@@ -42,14 +43,20 @@ def convert(model: nn.Module, example: Any = None) -> nn.Module:
         for module in model.modules():
             layers.forget_kept(module)
         decided = plan(model)
-    carry_out(decided, model)
+    new = [module for module in model.modules() if layers.conversion(module) is None]
+    try:
+        carry_out(decided, model)
+        if example is not None:
+            from fastcnn.conversion.measured import keep_faster
+
+            keep_faster(model, example)
+    except BaseException:
+        for module in new:
+            layers.undo(module)
+        raise
     if example is None:
         times = "convert(model, example) times each layer, and leaves torch's where that is faster"
         print(f"fastcnn.convert: a rule chooses the layers; {times}")
-    else:
-        from fastcnn.conversion.measured import keep_faster
-
-        keep_faster(model, example)
     return model
 
 

@@ -74,6 +74,8 @@ def fuses(norm: nn.Module, between: Sequence[nn.Module], relu: nn.Module | None)
 
 def is_fast_norm(kind: Any) -> bool:
     """Whether a class's forward is that of our batch norm."""
+    if not issubclass(kind, nn.modules.batchnorm._NormBase):  # TorchScript's classes raise when asked for a forward
+        return False
     forward = forward_of(kind)
     return forward is BatchNorm2d.forward or forward is BatchNorm1d.forward
 

@@ -163,6 +163,7 @@ def _restore_strides(parameter: nn.Parameter, strides: tuple[int, ...]) -> None:
     as_before = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
     if as_before.untyped_storage().nbytes() == parameter.numel() * parameter.element_size():
         parameter.data = as_before.copy_(parameter.data)
+        _lay_out_gradient(parameter)
 
 
 def _restore_class(module: nn.Module, original: type[nn.Module]) -> None:
@@ -203,11 +204,17 @@ def _is_tensor(tensor: Tensor) -> bool:
 
 
 def _to_channels_last(weight: nn.Parameter, done: Conversion) -> None:
-    if done.strides is not None:
-        return
     strides = weight.stride()
     # .to() sets the strides of a one-channel weight too, where .contiguous() would leave them.
     data = weight.data.to(memory_format=torch.channels_last)
     if data.stride() != strides:
         weight.data = data
-        done.strides = strides
+        _lay_out_gradient(weight)
+        done.strides = done.strides or strides  # else others have put a new weight there since
+
+
+def _lay_out_gradient(parameter: nn.Parameter) -> None:
+    """Gives a gradient the strides of its parameter: torch's fused optimizers read both in the order of memory."""
+    gradient = parameter.grad
+    if gradient is not None and type(gradient) is Tensor and gradient.layout is torch.strided:
+        gradient.data = torch.empty_like(parameter.data, dtype=gradient.dtype).copy_(gradient.data)

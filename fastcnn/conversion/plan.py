@@ -140,7 +140,8 @@ def _plan_block(module: nn.Module, name: str, result: Plan) -> None:
 def _block_refusal(module: nn.Module, kind: type[nn.Module]) -> str | None:
     if "forward" in vars(module):
         return "is this one object's own"
-    return refusal(kind)
+    reason = refusal(kind)
+    return None if reason is None else f"cannot be stood for: {reason}"
 
 
 def _plan_sequential(module: nn.Sequential, kind: type[nn.Module], name: str, result: Plan) -> None:
