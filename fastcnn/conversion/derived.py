@@ -66,6 +66,11 @@ def is_exchanged(kind: Any) -> bool:
     return stands_for is not None and stands_for[1].forward is not stands_for[2]
 
 
+def is_made(kind: type[nn.Module]) -> bool:
+    """Whether a class is one of those that convert gives, or over one of those (as a parametrized module's is)."""
+    return hasattr(kind, "_stands_for") or any(base.__module__.startswith("fastcnn.") for base in kind.__mro__)
+
+
 def _new(ours: Any, theirs: Any, fingerprint: str) -> nn.Module:
     """An empty object of the derived class, for pickle and copy to fill."""
     same = _fingerprint(theirs.forward) == fingerprint

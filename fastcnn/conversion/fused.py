@@ -131,14 +131,14 @@ class FusedForward(nn.Module):
         @functools.wraps(stands_for or theirs.forward)
         def forward(self: FusedForward, *args: Any, **kwargs: Any) -> Any:
             now = theirs.forward
-            rewritten = None if kwargs or now is not stands_for else self._recipe().forward_for(self, args)
+            done = vars(self).get("_fastcnn")  # None: made of the class by others, or reverted and called all the same
+            recipe: Recipe | None = None if done is None else done.recipe
+            rewritten = None
+            if recipe is not None and not kwargs and now is stands_for:
+                rewritten = recipe.forward_for(self, args)
             return now(self, *args, **kwargs) if rewritten is None else rewritten(self, *args)
 
         cls.forward = forward
-
-    def _recipe(self) -> Recipe:
-        recipe: Recipe = vars(self)["_fastcnn"].recipe
-        return recipe
 
 
 class FusedBatchNormAct2d(nn.BatchNorm2d):

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from fastcnn import nn as fast
-from fastcnn.conversion.derived import derived, is_exchanged, refusal
+from fastcnn.conversion.derived import derived, is_exchanged, is_made, refusal
 from fastcnn.conversion.fused import FusedBatchNormAct2d
 from fastcnn.conversion.recipe import Recipe
 
@@ -49,8 +49,9 @@ class Conversion:
 
 
 def conversion(module: nn.Module) -> Conversion | None:
-    """What convert changed of the module."""
-    return vars(module).get("_fastcnn")
+    """What convert changed of the module; None where somebody has given it another class since."""
+    done: Conversion | None = vars(module).get("_fastcnn")
+    return None if done is None or (done.converted and not is_made(type(module))) else done
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
@@ -140,7 +141,7 @@ def forget_kept(module: nn.Module) -> None:
 
 
 def _strides_before(module: nn.Module) -> tuple[int, ...] | None:
-    done = conversion(module)
+    done: Conversion | None = vars(module).get("_fastcnn")
     return None if done is None else done.strides
 
 
@@ -149,7 +150,7 @@ def undo(module: nn.Module) -> None:
     done: Conversion | None = vars(module).pop("_fastcnn", None)
     if done is None:
         return
-    if done.converted:
+    if done.converted and is_made(type(module)):
         _restore_class(module, done.original)
     if done.strides is not None:
         for parameter in module.parameters():  # the weight has another name where it was parametrized since
@@ -160,10 +161,11 @@ def _restore_strides(parameter: nn.Parameter, strides: tuple[int, ...]) -> None:
     """Lays a parameter out as the weight was before its conversion, if these strides fit its shape."""
     if parameter.dim() != len(strides):
         return
-    as_before = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
-    if as_before.untyped_storage().nbytes() == parameter.numel() * parameter.element_size():
-        parameter.data = as_before.copy_(parameter.data)
-        _lay_out_gradient(parameter)
+    with torch.inference_mode(False):
+        as_before = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
+        if as_before.untyped_storage().nbytes() == parameter.numel() * parameter.element_size():
+            parameter.data = as_before.copy_(parameter.data)
+            _lay_out_gradient(parameter)
 
 
 def _restore_class(module: nn.Module, original: type[nn.Module]) -> None:
@@ -205,12 +207,13 @@ def _is_tensor(tensor: Tensor) -> bool:
 
 def _to_channels_last(weight: nn.Parameter, done: Conversion) -> None:
     strides = weight.stride()
-    # .to() sets the strides of a one-channel weight too, where .contiguous() would leave them.
-    data = weight.data.to(memory_format=torch.channels_last)
-    if data.stride() != strides:
-        weight.data = data
-        _lay_out_gradient(weight)
-        done.strides = done.strides or strides  # else others have put a new weight there since
+    with torch.inference_mode(False):  # or the weight could not be trained any more
+        # .to() sets the strides of a one-channel weight too, where .contiguous() would leave them.
+        data = weight.data.to(memory_format=torch.channels_last)
+        if data.stride() != strides:
+            weight.data = data
+            _lay_out_gradient(weight)
+            done.strides = done.strides or strides  # else others have put a new weight there since
 
 
 def _lay_out_gradient(parameter: nn.Parameter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -233,7 +234,8 @@ def _plan_forward(module: nn.Module, kind: type[nn.Module], name: str, result: P
 
 
 def _mentions_relu(module: nn.Module, kind: type[nn.Module]) -> bool:
-    names = getattr(getattr(getattr(kind, "forward", None), "__code__", None), "co_names", ())
+    forward = inspect.unwrap(getattr(kind, "forward", None))  # type: ignore[arg-type]
+    names = getattr(getattr(forward, "__code__", None), "co_names", ())
     return any("relu" in name for name in names) or any(type(child) is nn.ReLU for child in module.children())
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conversions import state_of, trace_of
 from torch import Tensor, nn
 
@@ -84,6 +86,76 @@ def test_convert_lays_out_gradients_as_their_weights() -> None:
             optimizer.step()
         for ours, theirs in zip(model.parameters(), original.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+class Block(nn.Module):
+    """Its forward is rewritten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.relu = nn.BatchNorm2d(3), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn(x) + x)
+
+
+class Negated(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+
+class NegatedConv(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+
+def test_convert_leaves_a_bound_forward_that_works_after_revert() -> None:
+    model, x = fastcnn.convert(Block().eval()), images()
+    expected, bound = model(x), model.forward
+    model.forward = lambda x: bound(x) * 2  # type: ignore[method-assign]
+    torch.testing.assert_close(model(x), expected * 2)
+    torch.testing.assert_close(fastcnn.revert(model)(x), expected * 2)
+
+
+def test_convert_leaves_a_class_that_makes_objects() -> None:
+    model, x = fastcnn.convert(Block()), images()
+    torch.testing.assert_close(type(model)()(x), Block()(x))
+
+
+@pytest.mark.parametrize(("make", "other"), [(Block, Negated), (lambda: nn.Conv2d(3, 4, 1), NegatedConv)])
+def test_revert_leaves_a_class_that_others_gave(make: Callable[[], nn.Module], other: type[nn.Module]) -> None:
+    model, x = make().eval(), images()
+    expected = -model(x)
+    fastcnn.convert(model)
+    model.__class__ = other
+    torch.testing.assert_close(model(x), expected)
+    for change in (fastcnn.revert, fastcnn.convert, fastcnn.convert, fastcnn.revert):
+        torch.testing.assert_close(change(model)(x), expected)
+    assert type(model) is other
+
+
+def test_convert_in_inference_mode_leaves_weights_that_train() -> None:
+    model, original = network(), network()
+    for change in (fastcnn.convert, fastcnn.revert):
+        with torch.inference_mode():
+            change(model)
+        for m in (model, original):
+            m.zero_grad()
+            m(images()).square().mean().backward()
+        torch.testing.assert_close(model[0].weight.grad, original[0].weight.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_plan_lists_a_decorated_forward() -> None:
+    class Decorated(Block):
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.bn(x))
+
+    model = Decorated()
+    model.relu = nn.Identity()
+    (entry,) = plan(model).unfused
+    assert entry.name == "bn" and "calls" in entry.reason
+    assert not fastcnn.convert(model)(images()).requires_grad
 
 
 def test_plan_says_why_a_graph_module_is_not_fused() -> None:
