@@ -105,9 +105,9 @@ def measure_layers(
         example: what to run it on: a Tensor, or a tuple or dict of arguments.
         grad: whether to time the backward pass too. Default: model.training.
         seconds: about how long to measure; a layer is timed for 5 rounds at least, alike layers once.
-        sure_above: layers whose ratio is below this are measured four times more, after all others, each time as long,
-            and the middle one of their five ratios counts. A machine that slows down while a layer is measured once, or
-            has its memory elsewhere, so decides nothing. Default: each is measured once.
+        sure_above: layers whose ratio is below this are measured four times more, after all others, all four together
+            as long as the first time, and the middle one of their five ratios counts. So what slows the machine down
+            while a layer is measured once decides nothing. Default: each is measured once.
 
     Returns:
         One LayerTime for each layer and shape that it was called with, in order of the first call.
@@ -134,7 +134,7 @@ def measure_layers(
     known = {key: [_measure(call, row, grad, budget)] for key, (call, row) in distinct.items()}
     unsure = [key for key, (first,) in known.items() if first.measured and first.ratio < sure_above]
     for key in unsure * 4:
-        known[key].append(_measure(*distinct[key], grad, budget))
+        known[key].append(_measure(*distinct[key], grad, budget / 4))
     middle = {key: _middle(rows) for key, rows in known.items()}
     return [row if key is None else replace(middle[key], name=row.name, calls=row.calls) for key, row in plans]
 
