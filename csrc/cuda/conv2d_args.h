@@ -20,15 +20,24 @@ struct Conv2dArgs {
   int capability;  // of the device: 75, 80, ...
   bool tf32;       // whether float32 products may be taken in TensorFloat-32
   bool relu;
+  bool batch_invariant;     // whether an image's result must not depend on the batch
   const void* input;        // [n, in_h, in_w, in_channels]
   const void* weight;       // [out_channels, kernel_h, kernel_w, in_channels / groups]
   const void* bias;         // [out_channels], or null
   const void* grad_output;  // [n, out_h, out_w, out_channels]
-  // The output or the gradient of the input, shaped as they are. The weight's gradient is summed in parts, each over
-  // its own positions and in float32 (float64 of float64), which conv2d_sum_parts_kernel adds in their order: [parts,
-  // out_channels, kernel_h, kernel_w, in_channels / groups].
+  // The output or the gradient of the input or weight, shaped as they are, or parts of it, each summed over its own
+  // terms and in float32 (float64 of float64): [parts, ...]. launch_conv2d_sum_parts adds them in their order, and then
+  // bias and ReLU.
   void* result;
 };
+
+// Elements of the result.
+inline int64_t result_size(const Conv2dArgs& args) {
+  const Conv2dGeometry& g = args.geometry;
+  if (args.pass == Conv2dPass::forward) return g.batch * g.out_h * g.out_w * g.out_channels;
+  if (args.pass == Conv2dPass::grad_input) return g.batch * g.in_h * g.in_w * g.in_channels;
+  return g.out_channels * g.kernel_h * g.kernel_w * g.group_in();
+}
 
 // Whether a geometry's indices have room in the kernels, which count one image's positions, one window's terms and one
 // row of weights in 32 bits. Whole tensors may be larger.

@@ -49,13 +49,41 @@ Conv2dArgs make_args(Conv2dPass pass, const Conv2dGeometry& g, const Tensor& lik
   args.pass = pass, args.dtype = dtype_of(like), args.geometry = g;
   const cudaDeviceProp* device = at::cuda::getCurrentDeviceProperties();
   args.capability = device->major * 10 + device->minor;
+  args.batch_invariant = backends::current().batch_invariant;
   args.tf32 = args.dtype == Dtype::f32 && at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
   return args;
 }
 
-void launch(const Algorithm& algorithm, const Conv2dArgs& args) {
+Tensor make_parts(int64_t count, int64_t size, const Tensor& like) {
+  const auto dtype = like.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return empty({count, size}, like.options().dtype(dtype));
+}
+
+// What is left of the parts [count, ...] when they are added up, in the shape and memory of `sums`. A forward pass has
+// bias and ReLU.
+void sum_parts(const Tensor& parts, const Tensor& sums, const Conv2dArgs& pass = {}) {
+  const Conv2dSumPartsArgs args{dtype_of(sums),
+                                parts.size(0),
+                                sums.numel(),
+                                parts.const_data_ptr(),
+                                sums.mutable_data_ptr(),
+                                pass.bias,
+                                pass.geometry.out_channels,
+                                pass.relu};
+  C10_CUDA_CHECK(launch_conv2d_sum_parts(args, c10::cuda::getCurrentCUDAStream()));
+}
+
+// Computes a pass into `result`, by way of parts where the algorithm leaves them.
+void run(Conv2dArgs& args, const Tensor& result) {
+  const Algorithm algorithm = choose(args);
+  const int64_t count = algorithm.parts(args);
+  const bool unrounded = args.dtype == Dtype::f32 || args.dtype == Dtype::f64;
+  const bool whole = count == 0 || (count == 1 && unrounded);
+  const Tensor parts = whole ? result : make_parts(count, result.numel(), result);
+  args.result = parts.mutable_data_ptr();
   backends::record_kernel(algorithm.name);
   C10_CUDA_CHECK(algorithm.launch(args, c10::cuda::getCurrentCUDAStream()));
+  if (!whole) sum_parts(parts, result, args);
 }
 
 Tensor conv2d_cuda(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, at::IntArrayRef stride,
@@ -73,23 +101,10 @@ Tensor conv2d_cuda(const Tensor& input, const Tensor& weight, const OptionalTens
     args.relu = relu;
     args.input = image.const_data_ptr(), args.weight = weights.const_data_ptr();
     args.bias = dense_bias.defined() ? dense_bias.const_data_ptr() : nullptr;
-    args.result = output.mutable_data_ptr();
-    launch(choose(args), args);
+    run(args, output);
   };
   const auto format = input.suggest_memory_format() == kNhwc ? kNhwc : weight.suggest_memory_format();
   return layout::filled<empty>({g.batch, g.out_channels, g.out_h, g.out_w}, input.options(), format, fill);
-}
-
-// What is left of the parts [count, ...] when they are added up, in the shape and memory of `sums`.
-void sum_parts(const Tensor& parts, const Tensor& sums) {
-  const Conv2dSumPartsArgs args{dtype_of(sums), parts.size(0), sums.numel(), parts.const_data_ptr(),
-                                sums.mutable_data_ptr()};
-  C10_CUDA_CHECK(launch_conv2d_sum_parts(args, c10::cuda::getCurrentCUDAStream()));
-}
-
-Tensor make_parts(int64_t count, int64_t size, const Tensor& like) {
-  const auto dtype = like.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  return empty({count, size}, like.options().dtype(dtype));
 }
 
 // grad_output [n, c, h, w] as dense NHWC and through a fused ReLU's mask, and where asked for its sums.
@@ -120,8 +135,7 @@ Tensor grad_input(const Conv2dGeometry& g, const Tensor& grad, const Tensor& wei
     const Tensor weights = weight.contiguous(kNhwc);
     Conv2dArgs args = make_args(Conv2dPass::grad_input, g, grad);
     args.grad_output = grad.const_data_ptr(), args.weight = weights.const_data_ptr();
-    args.result = result.mutable_data_ptr();
-    launch(choose(args), args);
+    run(args, result);
   };
   return layout::filled<empty>({g.batch, g.in_channels, g.in_h, g.in_w}, grad.options(), format, fill);
 }
@@ -132,13 +146,7 @@ Tensor grad_weight(const Conv2dGeometry& g, const Tensor& grad, const Tensor& in
     const Tensor image = input.contiguous(kNhwc);
     Conv2dArgs args = make_args(Conv2dPass::grad_weight, g, grad);
     args.grad_output = grad.const_data_ptr(), args.input = image.const_data_ptr();
-    const Algorithm algorithm = choose(args);
-    const int64_t count = algorithm.parts(args);
-    const Tensor parts = make_parts(count, result.numel(), grad);
-    const bool whole = count == 1 && parts.scalar_type() == result.scalar_type();
-    args.result = (whole ? result : parts).mutable_data_ptr();
-    launch(algorithm, args);
-    if (!whole) sum_parts(parts, result);
+    run(args, result);
   };
   return layout::filled<empty>({g.out_channels, g.group_in(), g.kernel_h, g.kernel_w}, grad.options(), format, fill);
 }

@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4) conv2d_depthwise_grad_we
   const int first_tap = index % p.tiles_m * kDepthwiseGradTaps, part = index / p.tiles_m;
   const WindowAxis h = window_axis(p.h, Conv2dPass::grad_weight, 0), w = window_axis(p.w, Conv2dPass::grad_weight, 0);
   const int64_t positions = static_cast<int64_t>(p.batch) * h.positions * w.positions;
-  const int64_t begin = part * p.part_pixels, end = min(begin + p.part_pixels, positions);
+  const int64_t begin = part * p.part_depth, end = min(begin + p.part_depth, positions);
   const int vector = static_cast<int>(threadIdx.x) % p.block_vectors;
   const int slice = static_cast<int>(threadIdx.x) / p.block_vectors;
   const int c = first_channel + vector * kLanes, channels = p.in_channels, left = channels - c;

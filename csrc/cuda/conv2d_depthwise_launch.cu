@@ -22,9 +22,10 @@ Conv2dPlan make_plan(const Conv2dArgs& args) {
   if (args.pass == Conv2dPass::grad_weight) {
     p.tiles_m = static_cast<int>(ceil_div(p.kernel_row, kDepthwiseGradTaps));
     const int64_t blocks = int64_t{p.tiles_n} * p.tiles_m;
-    const int64_t wanted = count_parts(args, blocks, positions / (kLeastPositions * p.block_slices), 1);
-    p.part_pixels = ceil_div(positions, wanted);
-    plan.parts = ceil_div(positions, p.part_pixels);
+    const int64_t wanted =
+        count_parts(args, ceil_div(kPartBlocks, blocks), positions / (kLeastPositions * p.block_slices));
+    p.part_depth = ceil_div(positions, wanted);
+    plan.parts = ceil_div(positions, p.part_depth);
     plan.blocks = blocks * plan.parts;
   } else {
     p.tiles_m = static_cast<int>(ceil_div(positions, p.block_slices * kDepthwisePixels));

@@ -20,8 +20,7 @@ struct PatchAxis {
 };
 PatchAxis patch_axis(Conv2dPass pass, int64_t kernel, int64_t stride, int64_t dilation) {
   if (pass != Conv2dPass::grad_input) return {stride, (kernel - 1) * dilation};
-  int64_t divisor = stride, rest = dilation;
-  while (rest != 0) std::swap(divisor %= rest, rest);
+  const int64_t divisor = std::gcd(stride, dilation);
   return {1, (ceil_div(kernel, stride / divisor) - 1) * (dilation / divisor)};
 }
 
@@ -128,7 +127,7 @@ class Planner {
     p.tiles_n = static_cast<int>(ceil_div(g_.groups, c.groups)), p.tiles_m = static_cast<int>(unit_tiles(c));
     p.patch_tiles = tiles(c);
     const int64_t blocks = int64_t{p.tiles_n} * p.tiles_m;
-    p.parts = count_parts(args_, blocks, p.patch_tiles / kLeastTiles, p.block_slices);
+    p.parts = count_parts(args_, ceil_div(kPartBlocks, blocks), p.patch_tiles / kLeastTiles, p.block_slices);
     plan.parts = p.parts * p.block_slices;
     plan.blocks = blocks * p.parts;
     return plan;

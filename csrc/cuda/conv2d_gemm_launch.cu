@@ -7,6 +7,9 @@ namespace fastcnn::cuda {
 namespace {
 
 constexpr int64_t kLeastSteps = 4;  // of a part's depth: below, starting and adding a part costs more than it brings
+// Blocks that a split of an output or an input's gradient aims at: two on each of 128 multiprocessors. More would read
+// no sooner, and write more to add up. By arithmetic: not measured.
+constexpr int64_t kSplitBlocks = 256;
 
 // The capability whose code runs on a device: the newest of its generation that was compiled up to its own, or what the
 // driver makes of an older generation's PTX, which only the driver knows.
@@ -24,24 +27,29 @@ int code_capability(int device) {
 #endif
 }
 
-Conv2dPlan make_plan(const Conv2dArgs& args, int depth) {
+Conv2dPlan make_plan(const Conv2dArgs& args, int depth_step, bool alone) {
   const Conv2dGeometry& g = args.geometry;
   const PhaseSizes sizes = phase_sizes(args);
   const int64_t positions = g.batch * sizes.rows * sizes.columns;
   const bool grad_weight = args.pass == Conv2dPass::grad_weight;
   const int64_t rows = grad_weight ? g.kernel_h * g.kernel_w * g.group_in() : positions;
   const int64_t columns = args.pass == Conv2dPass::grad_input ? g.group_in() : g.group_out();
+  const int64_t channels = args.pass == Conv2dPass::grad_input ? g.group_out() : g.group_in();
+  const int64_t depth = grad_weight ? positions : sizes.taps * channels;
   Conv2dPlan plan{make_problem(args), 0, 0};
   Conv2dProblem& p = plan.problem;
   const int tile_m = args.dtype == Dtype::f64 ? kTileM<double> : kTileM<float>;
   p.tiles_m = static_cast<int>(ceil_div(rows, tile_m)), p.tiles_n = static_cast<int>(ceil_div(columns, kTileN));
   plan.blocks = g.groups * sizes.phases * p.tiles_m * p.tiles_n;
-  if (grad_weight) {
-    const int64_t wanted = count_parts(args, plan.blocks, positions / (kLeastSteps * depth), 1);
-    p.part_pixels = ceil_div(ceil_div(positions, wanted), depth) * depth;
-    plan.parts = ceil_div(positions, p.part_pixels);
-    plan.blocks *= plan.parts;
-  }
+
+  int64_t wanted = 1;
+  if (grad_weight) wanted = ceil_div(kPartBlocks, plan.blocks);
+  if (!grad_weight && alone) wanted = kSplitBlocks / plan.blocks;
+  const int64_t parts = count_parts(args, wanted, depth / (kLeastSteps * depth_step));
+  p.part_depth = ceil_div(ceil_div(depth, parts), depth_step) * depth_step;
+  p.depth_parts = static_cast<int>(ceil_div(depth, p.part_depth));
+  plan.blocks *= p.depth_parts;
+  plan.parts = grad_weight || p.depth_parts > 1 ? p.depth_parts : 0;
   return plan;
 }
 
@@ -55,6 +63,13 @@ int depth_of(const Conv2dArgs& args) {
     else
       return conv2d_gemm_uses_wmma(args) ? kDepthOf<WmmaTile, T> : kDepthOf<FmaTile, T>;
   });
+}
+
+// What makes a plan, for launch_plans and count_plans_parts. An output or input's gradient is split where one launch
+// makes it.
+auto plan_maker(const Conv2dArgs& args) {
+  const bool alone = !args.batch_invariant && args.geometry.batch <= launch_images(args.geometry);
+  return [alone, depth_step = depth_of(args)](const Conv2dArgs& batch) { return make_plan(batch, depth_step, alone); };
 }
 
 using Kernel = void (*)(Conv2dProblem);
@@ -95,16 +110,11 @@ bool conv2d_gemm_uses_wmma(const Conv2dArgs& args) {
          code_capability(args.capability) >= 80;
 }
 
-int64_t conv2d_gemm_parts(const Conv2dArgs& args) {
-  const int depth = depth_of(args);
-  return count_plans_parts(args, [&](const Conv2dArgs& batch) { return make_plan(batch, depth); });
-}
+int64_t conv2d_gemm_parts(const Conv2dArgs& args) { return count_plans_parts(args, plan_maker(args)); }
 
 cudaError_t launch_conv2d_gemm(const Conv2dArgs& args, cudaStream_t stream) {
-  const int depth = depth_of(args);
   const char* name = conv2d_gemm_uses_wmma(args) ? "conv2d_gemm_wmma_kernel" : "conv2d_gemm_fma_kernel";
-  const auto plan = [&](const Conv2dArgs& batch) { return make_plan(batch, depth); };
-  return launch_plans(args, plan, [&](const Conv2dPlan& made) {
+  return launch_plans(args, plan_maker(args), [&](const Conv2dPlan& made) {
     return launch(name, kernel_of(args), static_cast<unsigned>(made.blocks), kGemmThreads, stream, made.problem);
   });
 }

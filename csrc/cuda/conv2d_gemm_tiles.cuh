@@ -29,7 +29,7 @@ struct TileMap {
   __device__ static int along() { return threadIdx.x % kPerLine * kVector<T>; }
 };
 
-// What a block computes: its tile, and which group and part (phase or run of positions) it lies in.
+// What a block computes: its tile, and which group, phase and part of the depth it lies in.
 struct GemmBlock {
   int row, column, group, part;
   WindowAxis h, w;
@@ -43,18 +43,20 @@ __device__ inline GemmBlock gemm_block(const Conv2dProblem& p) {
   uint32_t index = blockIdx.x;
   b.column = index % p.tiles_n * kTileN, index /= p.tiles_n;
   b.row = index % p.tiles_m * kTileM<T>, index /= p.tiles_m;
-  b.group = index % p.groups, b.part = index / p.groups;
-  b.h = window_axis(p.h, kPass, b.part / p.phases_w), b.w = window_axis(p.w, kPass, b.part % p.phases_w);
+  b.group = index % p.groups, index /= p.groups;
+  b.part = index % p.depth_parts;
+  const int phase = index / p.depth_parts;
+  b.h = window_axis(p.h, kPass, phase / p.phases_w), b.w = window_axis(p.w, kPass, phase % p.phases_w);
   const int positions = p.batch * b.h.positions * b.w.positions;
+  int64_t depth = positions;
   if constexpr (kPass == Conv2dPass::grad_weight) {
     b.rows = p.kernel_row, b.columns = p.group_out;
-    b.depth_begin = b.part * p.part_pixels;
-    b.depth_end = b.depth_begin + p.part_pixels < positions ? b.depth_begin + p.part_pixels : positions;
   } else {
     b.rows = positions, b.columns = kPass == Conv2dPass::forward ? p.group_out : p.group_in;
-    b.depth_begin = 0;
-    b.depth_end = static_cast<int64_t>(b.h.taps) * b.w.taps * (kPass == Conv2dPass::forward ? p.group_in : p.group_out);
+    depth = b.h.taps * b.w.taps * (kPass == Conv2dPass::forward ? p.group_in : p.group_out);
   }
+  b.depth_begin = b.part * p.part_depth;  // a phase of few taps may have no terms there
+  b.depth_end = b.depth_begin + p.part_depth < depth ? b.depth_begin + p.part_depth : depth;
   return b;
 }
 
@@ -72,8 +74,8 @@ class ImageTile {
     channels_ = kOfInput ? p.group_in : p.group_out;
     vectors_ = kOfInput ? p.in_vectors : p.out_vectors;
     image_ = static_cast<const T*>(kOfInput ? p.input : p.grad_output) + b.group * channels_;
-    tap_ = {0, 0, 0};
-    tap_.add((Map::kIsAlongDepth ? 0 : b.row) + Map::along(), channels_, b.w.taps);
+    const int first = Map::kIsAlongDepth ? static_cast<int>(b.depth_begin) : b.row;
+    tap_ = tap_at(first + Map::along(), channels_, b.w.taps);
     place(Map::kIsAlongDepth ? b.row : b.depth_begin, Map::kIsAlongDepth ? b.rows : b.depth_end);
   }
 
@@ -169,10 +171,8 @@ class MatrixTile {
     }
     if constexpr (kPass == Conv2dPass::grad_input) {
 #pragma unroll
-      for (int i = 0; i < Map::kCount; ++i) {
-        tap_[i] = {0, 0, 0};
-        tap_[i].add(Map::line(i), p.group_out, b.w.taps);
-      }
+      for (int i = 0; i < Map::kCount; ++i)
+        tap_[i] = tap_at(static_cast<int>(b.depth_begin) + Map::line(i), p.group_out, b.w.taps);
     }
   }
 
@@ -221,29 +221,39 @@ class MatrixTile {
 template <typename T, Conv2dPass kPass>
 class GemmResult {
  public:
+  using C = Compute<T>;
   static constexpr bool kAlongRows = kPass == Conv2dPass::grad_weight;
-  using Out = std::conditional_t<kAlongRows, Compute<T>, T>;  // parts are not rounded
 
   __device__ GemmResult(const Conv2dProblem& p, const GemmBlock& b) : p_(p), b_(b) {}
 
   // kRun values from (row, column) of the tile on.
   template <int kRun>
-  __device__ void store(int row, int column, const Compute<T>* values) const {
+  __device__ void store(int row, int column, const C* values) const {
     row += b_.row, column += b_.column;
     if (row >= b_.rows || column >= b_.columns) return;
-    Out* to = static_cast<Out*>(p_.result) + offset(row, column);
+    const int64_t at = b_.part * p_.part_size + offset(row, column);
     const int left = kAlongRows ? b_.rows - row : b_.columns - column;
-    Compute<T> bias[kRun] = {};
-    bool relu = false;
-    if constexpr (kPass == Conv2dPass::forward) {
-      relu = p_.relu;
-      if (p_.bias != nullptr) {
-        const T* from = static_cast<const T*>(p_.bias) + b_.group * p_.group_out + column;
+    if (kAlongRows || p_.depth_parts > 1) {  // parts are neither rounded nor finished
+      C sums[kRun];
 #pragma unroll
-        for (int i = 0; i < kRun; ++i)
-          if (i < left) bias[i] = to_compute(from[i]);
+      for (int i = 0; i < kRun; ++i) sums[i] = values[i];
+      write(static_cast<C*>(p_.result) + at, sums, left);
+    } else {
+      T finished[kRun];
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) {
+        C bias = 0;
+        if (kPass == Conv2dPass::forward && p_.bias != nullptr && i < left)
+          bias = to_compute(static_cast<const T*>(p_.bias)[b_.group * p_.group_out + column + i]);
+        finished[i] = from_compute<T>(finish(values[i], bias, kPass == Conv2dPass::forward && p_.relu));
       }
+      write(static_cast<T*>(p_.result) + at, finished, left);
     }
+  }
+
+ private:
+  template <typename Out, int kRun>
+  __device__ void write(Out* to, const Out (&values)[kRun], int left) const {
     constexpr int kWide = kVector<Out>;
     const bool vectors = kPass == Conv2dPass::forward ? p_.out_vectors : p_.in_vectors;
     if (kRun % kWide == 0 && vectors && left >= kRun) {
@@ -251,22 +261,19 @@ class GemmResult {
       for (int first = 0; first < kRun; first += kWide) {
         Vec<Out> vec;
 #pragma unroll
-        for (int i = 0; i < kWide && first + i < kRun; ++i)
-          vec[i] = from_compute<Out>(finish(values[first + i], bias[first + i], relu));
+        for (int i = 0; i < kWide && first + i < kRun; ++i) vec[i] = values[first + i];
         store_global_vector(to + first, vec);
       }
     } else {
 #pragma unroll
       for (int i = 0; i < kRun; ++i)
-        if (i < left) to[i] = from_compute<Out>(finish(values[i], bias[i], relu));
+        if (i < left) to[i] = values[i];
     }
   }
 
- private:
   __device__ int64_t offset(int row, int column) const {
     if constexpr (kAlongRows) {
-      const int64_t k = static_cast<int64_t>(b_.part) * p_.out_channels + b_.group * p_.group_out + column;
-      return k * p_.kernel_row + row;
+      return static_cast<int64_t>(b_.group * p_.group_out + column) * p_.kernel_row + row;
     } else if constexpr (kPass == Conv2dPass::forward) {  // rows are the output's pixels
       return static_cast<int64_t>(row) * p_.out_channels + b_.group * b_.columns + column;
     } else {

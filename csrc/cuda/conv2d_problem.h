@@ -1,6 +1,7 @@
 // From conv2d's arguments to the problem that its kernels see. For launchers only.
 #pragma once
 #include <algorithm>
+#include <numeric>
 
 #include "conv2d_window.cuh"
 #include "launch.cuh"
@@ -13,7 +14,7 @@ namespace fastcnn::cuda {
 #define FASTCNN_MAX_POSITIONS ((int64_t{1} << 31) - (int64_t{1} << 20))
 #endif
 constexpr int64_t kMaxPositions = FASTCNN_MAX_POSITIONS;
-// Blocks that fill a large GPU a few times over, and bytes that parts of a weight's gradient may take.
+// Blocks that fill a large GPU a few times over, and bytes that parts of a result may take.
 constexpr int64_t kPartBlocks = 512, kMaxPartBytes = int64_t{64} << 20;
 
 inline Divisor make_divisor(int64_t divisor) {
@@ -41,7 +42,7 @@ inline Conv2dProblem make_problem(const Conv2dArgs& args) {
   p.batch = small(g.batch), p.in_channels = small(g.in_channels), p.out_channels = small(g.out_channels);
   p.groups = small(g.groups), p.group_in = small(g.group_in()), p.group_out = small(g.group_out());
   p.kernel_row = small(g.kernel_h * g.kernel_w * g.group_in());
-  p.relu = args.relu;
+  p.relu = args.relu, p.part_size = result_size(args);
   p.in_vectors = has_vectors(args, g.group_in()), p.out_vectors = has_vectors(args, g.group_out());
   p.phases_w = 1;
   if (args.pass == Conv2dPass::grad_input) p.phases_w = small(std::min(g.stride_w, g.in_w));
@@ -49,25 +50,31 @@ inline Conv2dProblem make_problem(const Conv2dArgs& args) {
   return p;
 }
 
-// The phases of a pass, and the positions of an image in the largest of them.
+// The phases of a pass, and the positions of an image and the taps in the largest of them.
 struct PhaseSizes {
-  int64_t phases, rows, columns;
+  int64_t phases, rows, columns, taps;
 };
 inline PhaseSizes phase_sizes(const Conv2dArgs& args) {
   const Conv2dGeometry& g = args.geometry;
-  if (args.pass != Conv2dPass::grad_input) return {1, g.out_h, g.out_w};
+  if (args.pass != Conv2dPass::grad_input) return {1, g.out_h, g.out_w, g.kernel_h * g.kernel_w};
+  const int64_t taps_h = ceil_div(g.kernel_h, g.stride_h / std::gcd(g.stride_h, g.dilation_h));
+  const int64_t taps_w = ceil_div(g.kernel_w, g.stride_w / std::gcd(g.stride_w, g.dilation_w));
   return {std::min(g.stride_h, g.in_h) * std::min(g.stride_w, g.in_w), ceil_div(g.in_h, g.stride_h),
-          ceil_div(g.in_w, g.stride_w)};
+          ceil_div(g.in_w, g.stride_w), taps_h * taps_w};
 }
 
-// How many parts a weight's gradient is cut into where `blocks` blocks compute one, so that neither the GPU stays empty
-// nor the parts grow large: at most `most`, each of `slices` times the weight's size.
-inline int64_t count_parts(const Conv2dArgs& args, int64_t blocks, int64_t most, int64_t slices) {
-  const Conv2dGeometry& g = args.geometry;
-  const int64_t compute_bytes = args.dtype == Dtype::f64 ? 8 : 4;
-  const int64_t bytes = slices * g.out_channels * g.kernel_h * g.kernel_w * g.group_in() * compute_bytes;
-  const int64_t room = std::max<int64_t>(1, kMaxPartBytes / bytes);
-  return std::clamp<int64_t>(ceil_div(kPartBlocks, blocks), 1, std::max<int64_t>(1, std::min(most, room)));
+inline int64_t compute_bytes(const Conv2dArgs& args) { return args.dtype == Dtype::f64 ? 8 : 4; }
+
+// How many of the `wanted` parts a result is cut into: at most `most`, and each of `slices` times the result's size, so
+// that they do not grow large.
+inline int64_t count_parts(const Conv2dArgs& args, int64_t wanted, int64_t most, int64_t slices = 1) {
+  const int64_t room = kMaxPartBytes / (slices * result_size(args) * compute_bytes(args));
+  return std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, std::min(most, room)));
+}
+
+// Images that one launch takes.
+inline int64_t launch_images(const Conv2dGeometry& g) {
+  return std::max<int64_t>(1, kMaxPositions / std::max(g.in_h * g.in_w, g.out_h * g.out_w));
 }
 
 // Calls run(args) for runs of images that kMaxPositions allows, first to last.
@@ -75,7 +82,7 @@ template <typename Run>
 void for_batches(const Conv2dArgs& args, const Run& run) {
   const Conv2dGeometry& g = args.geometry;
   const int64_t in = g.in_h * g.in_w, out = g.out_h * g.out_w, bytes = element_bytes(args.dtype);
-  const int64_t images = std::max<int64_t>(1, kMaxPositions / std::max(in, out));
+  const int64_t images = launch_images(g);
   const auto move = [](const void* data, int64_t by) {
     return data == nullptr ? nullptr : static_cast<const char*>(data) + by;
   };
@@ -92,7 +99,7 @@ void for_batches(const Conv2dArgs& args, const Run& run) {
   }
 }
 
-// A problem with its blocks, and for the weight's gradient the parts that it leaves.
+// A problem with its blocks, and the parts that it leaves, or none where it writes the result.
 struct Conv2dPlan {
   Conv2dProblem problem;
   int64_t blocks, parts;
@@ -101,9 +108,7 @@ struct Conv2dPlan {
 // Makes a plan for each batch and launches it: start(plan) -> cudaError_t.
 template <typename Plan, typename Start>
 cudaError_t launch_plans(const Conv2dArgs& args, const Plan& plan, const Start& start) {
-  const Conv2dGeometry& g = args.geometry;
-  const int64_t weights = g.out_channels * g.kernel_h * g.kernel_w * g.group_in();
-  const int64_t part_bytes = args.pass == Conv2dPass::grad_weight ? weights * (args.dtype == Dtype::f64 ? 8 : 4) : 0;
+  const int64_t part_bytes = args.pass == Conv2dPass::grad_weight ? result_size(args) * compute_bytes(args) : 0;
   char* result = static_cast<char*>(args.result);
   cudaError_t error = cudaSuccess;
   for_batches(args, [&](Conv2dArgs batch) {

@@ -1,8 +1,7 @@
-// Sums of conv2d's backward, each in a fixed order: grad_output's over its rows, and those of the parts that blocks
-// leave.
+// Sums of conv2d, each in a fixed order: grad_output's over its rows, and those of the parts that blocks leave.
 #pragma once
 #include "conv2d_sums_launch.h"
-#include "element.cuh"
+#include "conv2d_window.cuh"
 
 namespace fastcnn::cuda {
 
@@ -77,7 +76,8 @@ __global__ void __launch_bounds__(kPartsThreads) conv2d_sum_parts_kernel(const C
   if (slice != 0 || i >= a.size) return;
 #pragma unroll
   for (int s = 1; s < kPartsSlices; ++s) sum += shared[s][column];
-  static_cast<T*>(a.sums)[i] = from_compute<T>(sum);
+  const Compute<T> bias = a.bias != nullptr ? to_compute(static_cast<const T*>(a.bias)[i % a.channels]) : 0;
+  static_cast<T*>(a.sums)[i] = from_compute<T>(finish(sum, bias, a.relu));
 }
 
 }  // namespace fastcnn::cuda

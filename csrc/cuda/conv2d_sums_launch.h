@@ -1,4 +1,4 @@
-// What conv2d's gradients share: grad_output through a fused ReLU, its sums, and sums of parts.
+// What conv2d's passes share: grad_output through a fused ReLU, its sums, and sums of parts.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -20,12 +20,15 @@ struct Conv2dGradOutputArgs {
 int64_t conv2d_grad_output_parts(const Conv2dGradOutputArgs& args);
 cudaError_t launch_conv2d_grad_output(const Conv2dGradOutputArgs& args, cudaStream_t stream);
 
-// Adds the parts in their order, in float32 or float64, and rounds once.
+// Adds the parts in their order, in float32 or float64, then bias and ReLU, and rounds once.
 struct Conv2dSumPartsArgs {
-  Dtype dtype;  // of the sums
+  Dtype dtype;  // of the sums and the bias
   int64_t count, size;
   const void* parts;  // [count, size]
-  void* sums;         // [size]
+  void* sums;         // [size], or where there is a bias [size / channels, channels]
+  const void* bias;   // [channels], or null
+  int64_t channels;   // of the bias
+  bool relu;
 };
 cudaError_t launch_conv2d_sum_parts(const Conv2dSumPartsArgs& args, cudaStream_t stream);
 

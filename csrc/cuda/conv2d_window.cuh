@@ -29,10 +29,10 @@ struct Conv2dProblem {
   bool relu;
   // Whether runs of a group's channels may be moved as 16-byte vectors.
   bool in_vectors, out_vectors;
-  // Tiles of a group's result; and parts, each with blocks of its own: the phases of the input's gradient, or runs of
-  // `part_pixels` positions of the weight's.
-  int tiles_m, tiles_n, phases_w;
-  int64_t part_pixels;
+  // Tiles of a group's result. Phases of the input's gradient, and parts of the depth, `part_depth` terms each, have
+  // blocks of their own; a part has `part_size` elements.
+  int tiles_m, tiles_n, phases_w, depth_parts;
+  int64_t part_depth, part_size;
   Divisor out_w, out_h;
   // Of the depthwise and direct kernels: vectors or quads of channels of a block, and its threads for each; tiles of
   // positions and the patch of the image under them; and their divisors.
@@ -89,6 +89,11 @@ struct TapPosition {
     }
   }
 };
+
+__device__ inline TapPosition tap_at(int depth, int channels, int taps_w) {
+  const int tap = depth / channels;
+  return {tap / taps_w, tap % taps_w, depth - tap * channels};
+}
 
 // A position of the result's grid: pixel number `pixel` in the order n, h, w.
 struct Pixel {

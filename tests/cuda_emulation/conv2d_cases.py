@@ -58,6 +58,7 @@ class Case:
     relu: bool = False
     capability: int = 80
     tf32: bool = False
+    batch_invariant: bool = False
     shifted: str = ""
 
     def offset(self, name: str, dtype: torch.dtype) -> int:
@@ -170,7 +171,7 @@ Tensors = dict[str, torch.Tensor]
 def execute(
     emulator: Emulator, algorithm: str, case: Case, tensors: Tensors, arch: int | None = None, seed: int = 0
 ) -> tuple[torch.Tensor, list[Launch]]:
-    """Run a case as the host code does; return the result, or the parts of the weight's gradient."""
+    """Run a case as the host code does; return the result, the sum of its parts, or the weight's gradient's parts."""
     library = emulator.library(f"conv2d_{algorithm}", arch)
     given = {
         name: emulator.tensor(tensors[name], offset=case.offset(name, case.dtype), name=name)
@@ -179,16 +180,20 @@ def execute(
     }
     fields = dict(dtype=case.dtype, geometry=case.geometry, capability=case.capability, tf32=case.tf32)
     fields |= {"pass": PASSES.index(case.which), "relu": case.relu and case.which == "forward"}
+    fields["batch_invariant"] = case.batch_invariant
     args = library.struct("Conv2dArgs", **fields, **given)
     shape, dtype = tensors[RESULT_LIKE[case.which]].shape, case.dtype
-    if case.which == "grad_weight":
-        dtype = torch.float64 if case.dtype == torch.float64 else torch.float32
-        args.result = case.offset("result", dtype)  # as far off the alignment as the memory will be
-        parts = library.call(f"conv2d_{algorithm}_parts", ctypes.byref(args), restype=ctypes.c_int64)
-        shape = torch.Size([parts, *shape])
+    wide = torch.float64 if case.dtype == torch.float64 else torch.float32
+    args.result = case.offset("result", wide)  # as far off the alignment as the memory will be
+    parts = library.call(f"conv2d_{algorithm}_parts", ctypes.byref(args), restype=ctypes.c_int64)
+    if parts > 0:
+        shape, dtype = torch.Size([parts, *shape]), wide
     result = emulator.empty(shape, dtype, offset=case.offset("result", dtype))
     args.result = result.data_ptr()
     launches = library.launch(f"launch_conv2d_{algorithm}", args, seed=seed)
+    if parts > 0 and case.which != "grad_weight":
+        total = result.sum(0) + tensors.get("bias", 0.0)
+        result = (total.relu() if case.relu and case.which == "forward" else total).to(case.dtype)
     return result, launches
 
 

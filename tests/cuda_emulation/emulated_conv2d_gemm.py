@@ -33,7 +33,7 @@ KERNELS = [
                 "left = b_.columns - k;",
                 "conv2d_gemm_tiles.cuh",
             ),
-            Mutation("bounds", "if (i < left) to[i] = from_compute", "to[i] = from_compute", "conv2d_gemm_tiles.cuh"),
+            Mutation("bounds", "if (i < left) to[i] = values[i]", "to[i] = values[i]", "conv2d_gemm_tiles.cuh"),
             Mutation(
                 "bounds", "p.in_vectors = has_vectors(args, g.group_in())", "p.in_vectors = true", "conv2d_problem.h"
             ),
@@ -41,7 +41,12 @@ KERNELS = [
             Mutation("alignment", " && is_aligned(args.weight)", "", "conv2d_problem.h"),
             Mutation("alignment", "is_aligned(args.grad_output) && ", "", "conv2d_problem.h"),
             Mutation("alignment", " && is_aligned(args.result)", "", "conv2d_problem.h"),
-            Mutation("index", "static_cast<int64_t>(b_.part) * p_.out_channels +", "", "conv2d_gemm_tiles.cuh"),
+            Mutation("index", "b_.part * p_.part_size + offset", "offset", "conv2d_gemm_tiles.cuh"),
+            Mutation("index", "static_cast<int>(b.depth_begin) : b.row", "0 : b.row", "conv2d_gemm_tiles.cuh"),
+            Mutation("index", "static_cast<int>(b.depth_begin) + Map", "Map", "conv2d_gemm_tiles.cuh"),
+            Mutation("arithmetic", "if (kAlongRows || p_.depth_parts > 1)", "if (kAlongRows)", "conv2d_gemm_tiles.cuh"),
+            Mutation("index", "plan.blocks *= p.depth_parts;", "", "conv2d_gemm_launch.cu"),
+            Mutation("index", "if (!grad_weight && alone)", "if (!grad_weight)", "conv2d_gemm_launch.cu"),
             Mutation("index", "kernel_step = a.stride / divisor", "kernel_step = a.stride", "conv2d_window.cuh"),
             Mutation("arithmetic", "/ divisor + 1;", "/ divisor;", "conv2d_problem.h"),
             Mutation("arithmetic", "value < 0 ? C(0)", "value > 0 ? C(0)", "conv2d_window.cuh"),
@@ -81,9 +86,7 @@ def kernel_of(capability: int, tf32: bool, dtype: torch.dtype) -> str:
 
 
 CELLS = conv2d_cases.CELLS | {
-    (kernel_of(*kind), kind[2], which, tiles)
-    for kind, which, tiles in product(KINDS, PASSES, TILES)
-    if tiles != "several parts" or which == "grad_weight"
+    (kernel_of(*kind), kind[2], which, tiles) for kind, which, tiles in product(KINDS, PASSES, TILES)
 }
 
 
@@ -96,6 +99,14 @@ def configurations(rng: random.Random) -> Iterator[Case]:
         yield Case(
             which, dtype, n=2, c=c, k=k, size=(17, 17), kernel=(2, 3), padding=(1, 1), capability=capability,
             tf32=tf32, **window,
+        )  # fmt: skip
+    for (capability, tf32, dtype), which, (n, size, shifted) in product(
+        KINDS, PASSES[:2], ((1, (5, 6), ""), (1, (5, 6), "result"), (2, (9, 8), ""))
+    ):
+        c, k = (40, 24) if which == "forward" else (24, 80)  # a stride leaves phases with parts of no terms
+        yield Case(
+            which, dtype, n=n, c=c, k=k, size=size, kernel=(3, 3), padding=(1, 1), relu=True, capability=capability,
+            tf32=tf32, stride=(1, 1) if which == "forward" else (2, 2), shifted=shifted,
         )  # fmt: skip
     for i in range(144):
         for which in PASSES:
@@ -115,16 +126,18 @@ def cells(case: Case, launches: list[Launch]) -> set[Cell]:
     kernel = kernel_of(case.capability, case.tf32, case.dtype)
     height = 64 if case.dtype == torch.float64 else 128  # of a tile, whose width is 64
     columns = group_in if case.which == "grad_input" else group_out
-    blocks = case.groups * -(-columns // 64)
+    blocks, rows = case.groups * -(-columns // 64), case.n * math.prod(case.out_size)
     if case.which == "grad_input":  # phases have blocks of their own
         blocks *= min(case.stride[0], case.size[0]) * min(case.stride[1], case.size[1])
-    more = "several tiles of rows"
-    tiles = {"several tiles of columns"} if columns > 64 else set()
-    if case.which == "grad_weight":
+        rows = case.n * math.prod(-(-size // stride) for size, stride in zip(case.size, case.stride, strict=True))
+    elif case.which == "grad_weight":
         rows = math.prod(case.kernel) * group_in
-        tiles |= {more} if rows > height else set()
-        more, blocks = "several parts", blocks * -(-rows // height)
-    tiles |= {more} if launches[0].grid[0] > blocks else set()
+    tiles = {"several tiles of columns"} if columns > 64 else set()
+    if case.which == "grad_weight" or len(launches) == 1:
+        tiles |= {"several tiles of rows"} if rows > height else set()
+        tiles |= {"several parts"} if launches[0].grid[0] > blocks * -(-rows // height) else set()
+    elif launches[0].grid[0] > blocks:
+        tiles.add("several tiles of rows")
     found = conv2d_cases.cells(case, launches, (group_in, group_out))
     return found | {(kernel, case.dtype, case.which, name) for name in tiles}
 

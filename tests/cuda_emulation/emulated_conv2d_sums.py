@@ -54,6 +54,8 @@ KERNELS = [
                 "for (int s = 2; s < kPartsSlices; ++s) sum +=",
             ),
             Mutation("index", "part += kPartsSlices", "part += kPartsSlices + 1"),
+            Mutation("index", "[i % a.channels]", "[0]"),
+            Mutation("arithmetic", "finish(sum, bias, a.relu)", "finish(sum, bias, false)"),
             Mutation(
                 "geometry",
                 "static_cast<unsigned>((args.size + kPartsColumns - 1) / kPartsColumns)",
@@ -68,6 +70,7 @@ CELLS: set[Cell] = {
     *product(DTYPES, (False, True), ASKED),
     *product(DTYPES, ("vectors", "several blocks of channels", "several parts"), (False, True)),
     *product(DTYPES, ("shifted",), ("grad_output", "grad")),
+    *product(DTYPES, ("bias", ""), ("relu", "")),
 }
 
 
@@ -85,6 +88,8 @@ class Case:
     copied: bool
     summed: bool
     shifted: str = ""
+    bias: bool = False  # and a ReLU, behind the sum of the parts
+    relu: bool = False
 
     def offset(self, name: str) -> int:
         """How many bytes a tensor of the dtype begins behind a multiple of 64."""
@@ -98,10 +103,11 @@ def configurations(rng: random.Random) -> Iterator[Case]:
     for i in range(228):
         rows = rng.choice([1, 2, 63, 64, 65, 130, 600]) if i % 41 else 1024 * 64 + 70
         channels = rng.choice([1, 3, 7, 8, 9, 16, 24, 40, 65, 260, 300]) if rows < 1000 else 1
-        copied, summed = rng.choice(ASKED)
+        copied, summed = ASKED[i % len(ASKED)]
         yield Case(
             DTYPES[i % len(DTYPES)], rows, channels, masked=rng.random() < 0.7, copied=copied, summed=summed,
-            shifted=rng.choice(["", "", "", "grad_output", "grad", "all"]),
+            shifted=rng.choice(["", "", "", "grad_output", "grad", "all"]), bias=rng.random() < 0.5,
+            relu=rng.random() < 0.5,
         )  # fmt: skip
 
 
@@ -109,6 +115,8 @@ def cells(case: Case, launches: list[Launch]) -> set[Cell]:
     """Name what a case covers."""
     whole, blocks = case.channels * case.dtype.itemsize % 16 == 0, -(-case.channels // 256)
     found: set[Cell] = {(case.dtype, case.masked, (case.copied, case.summed))}
+    if case.summed:
+        found.add((case.dtype, "bias" if case.bias else "", "relu" if case.relu else ""))
     found.add((case.dtype, "several blocks of channels", blocks > 1))
     found.add((case.dtype, "several parts", launches[0].grid[0] > blocks))
     if not case.shifted:
@@ -147,8 +155,17 @@ def check(emulator: Emulator, case: Case) -> list[Launch]:
         return launches
 
     sums = emulator.empty((case.channels,), dtype, offset=case.offset("sums"), name="sums")
-    args = library.struct("Conv2dSumPartsArgs", dtype=dtype, count=count, size=case.channels, parts=parts, sums=sums)
+    exact = expected.double().sum(0)
+    end: dict[str, object] = {"relu": case.relu}
+    if case.bias:  # of as many channels as lie twice in a part, where that may be
+        repeats = 2 - case.channels % 2
+        bias = torch.randn(case.channels // repeats, dtype=torch.float64).to(dtype)
+        end |= {"bias": emulator.tensor(bias, name="bias"), "channels": len(bias)}
+        exact = exact + bias.double().repeat(repeats)
+    args = library.struct(
+        "Conv2dSumPartsArgs", dtype=dtype, count=count, size=case.channels, parts=parts, sums=sums, **end
+    )
     launches = launches + library.launch("launch_conv2d_sum_parts", args)
-    error = relative_error(sums, expected.double().sum(0))
+    error = relative_error(sums, exact.relu() if case.relu else exact)
     assert error <= tolerance(case.rows, dtype), f"error {error} of sums"
     return launches

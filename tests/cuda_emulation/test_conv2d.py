@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import islice
 
 import emulated_conv2d_direct
@@ -64,6 +65,21 @@ def test_conv2d_weight_gradient_of_infinity_stays_in_its_channel(algorithm: str,
         assert total.isfinite().all(), size
         # Only the last tap meets the last pixel.
         assert int((~result.sum(0).isfinite()).sum()) == (8 if groups == 1 else 1)
+
+
+@pytest.mark.parametrize("which", PASSES[:2])
+def test_conv2d_gemm_of_an_image_is_the_same_in_any_batch_where_asked(which: str, emulator: Emulator) -> None:
+    for invariant in (True, False):
+        case = Case(
+            which, torch.float32, n=3, c=40, k=40, size=(4, 5), kernel=(3, 3), padding=(1, 1), batch_invariant=invariant
+        )
+        tensors = case.draw()
+        alone = tensors | {name: tensors[name][:1] for name in ("input", "grad_output")}
+        together, launches = execute(emulator, "gemm", case, tensors)
+        single, single_launches = execute(emulator, "gemm", replace(case, n=1), alone)
+        parts = [launches[0].grid[0], single_launches[0].grid[0]]
+        assert torch.equal(together[:1], single) if invariant else min(parts) > 1
+        assert parts == [1, 1] or not invariant
 
 
 @pytest.mark.parametrize("module", [emulated_conv2d_gemm, emulated_conv2d_direct])
