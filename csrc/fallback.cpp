@@ -110,7 +110,22 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_backward_o
   return batch_norm_backward(kTraining, grad_output, input, mean, var, weight, mask, eps, output_mask);
 }
 
+// running = (1 - momentum) * running + momentum * batch, the variance unbiased.
+void batch_norm_update(const at::Tensor& running_mean, const at::Tensor& running_var, const at::Tensor& mean,
+                       const at::Tensor& var, double momentum, int64_t rows) {
+  checks::batch_norm_update(running_mean, running_var, mean, var, rows);
+  require_allowed("_batch_norm_update", mean);
+  const double unbiased = static_cast<double>(rows) / static_cast<double>(rows - 1);
+  running_mean.copy_(running_mean.to(mean.scalar_type()).mul(1 - momentum).add(mean, momentum));
+  running_var.copy_(running_var.to(var.scalar_type()).mul(1 - momentum).add(var, momentum * unbiased));
+}
+
 }  // namespace
+
+at::Tensor relu_mask(const at::Tensor& output) {
+  require_allowed("_relu_mask", output);
+  return bit_mask::pack(output);
+}
 
 at::Tensor concat(at::TensorList tensors, int64_t dim) {
   TORCH_CHECK_VALUE(!tensors.empty(), "fastcnn::concat: expected a non-empty list of Tensors");
@@ -180,9 +195,10 @@ TORCH_LIBRARY_IMPL(fastcnn, CompositeExplicitAutograd, m) {
   m.impl("_batch_norm_infer_traced", fastcnn::backends::GivingSwitches<fastcnn::fallback::_batch_norm_infer>::call);
   m.impl("batch_norm_infer_backward",
          fastcnn::backends::TakingSwitches<fastcnn::fallback::batch_norm_backward_of<false>>::call);
+  m.impl("_batch_norm_update", fastcnn::fallback::batch_norm_update);
   m.impl("concat", fastcnn::fallback::concat);
   m.impl("conv2d", fastcnn::fallback::conv2d);
-  m.impl("_relu_mask", fastcnn::bit_mask::pack);
+  m.impl("_relu_mask", fastcnn::fallback::relu_mask);
   m.impl("_conv2d_traced", fastcnn::backends::GivingSwitches<fastcnn::fallback::conv2d>::call);
   m.impl("conv2d_backward", fastcnn::backends::TakingSwitches<fastcnn::fallback::conv2d_backward>::call);
   m.impl("max_pool2d", fastcnn::fallback::max_pool2d);

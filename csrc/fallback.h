@@ -23,6 +23,9 @@ FASTCNN_SHARED std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_
     const at::Tensor& var, const std::optional<at::Tensor>& weight, const at::Tensor& mask, double eps,
     std::array<bool, 4> output_mask);
 
+// bit_mask::pack.
+FASTCNN_SHARED at::Tensor relu_mask(const at::Tensor& output);
+
 FASTCNN_SHARED at::Tensor concat(at::TensorList tensors, int64_t dim);
 
 FASTCNN_SHARED at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight,

@@ -4,12 +4,10 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
-#include "shared.h"
-
 namespace fastcnn::bit_mask {
 
 // The mask of the elements where the gradient of relu(output) passes: above zero, or NaN as in torch.
-FASTCNN_SHARED at::Tensor pack(const at::Tensor& output);
+at::Tensor pack(const at::Tensor& output);
 
 // The mask of tensors shaped as `like`, in its shape and dtype: 1 where the gradient passes, 0 elsewhere.
 at::Tensor unpack(const at::Tensor& mask, const at::Tensor& like);

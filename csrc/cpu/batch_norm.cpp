@@ -132,36 +132,31 @@ Results batch_norm_backward_cpu(const Tensor& grad_output, const Tensor& input, 
 }
 
 // running = (1 - momentum) * running + momentum * factor * batch
+template <typename T>
 void move_running(const Tensor& running, const Tensor& batch, double momentum, double factor) {
-  const bool plain = running.device().is_cpu() && running.scalar_type() == at::kFloat &&
-                     batch.scalar_type() == at::kFloat && running.is_contiguous() && batch.is_contiguous();
-  if (!plain) {
-    const Tensor moved = running.to(batch.scalar_type()).mul(1 - momentum).add(batch, momentum * factor);
-    running.copy_(moved);
-    return;
-  }
-  float* r = running.mutable_data_ptr<float>();
-  const float* b = batch.const_data_ptr<float>();
-  const float keep = static_cast<float>(1 - momentum), take = static_cast<float>(momentum * factor);
-  for (int64_t i = 0; i < running.numel(); ++i) r[i] = keep * r[i] + take * b[i];
+  constexpr auto kDtype = c10::CppTypeToScalarType<T>::value;
+  const Tensor moved = running.to(kDtype).contiguous(), dense = batch.to(kDtype).contiguous();
+  T* r = moved.mutable_data_ptr<T>();
+  const T* b = dense.const_data_ptr<T>();
+  const T keep = static_cast<T>(1 - momentum), take = static_cast<T>(momentum * factor);
+  for (int64_t i = 0; i < moved.numel(); ++i) r[i] = keep * r[i] + take * b[i];
+  if (!moved.is_same(running)) running.copy_(moved);
 }
 
-void batch_norm_update(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
-                       double momentum, int64_t rows) {
+void batch_norm_update_cpu(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
+                           double momentum, int64_t rows) {
   checks::batch_norm_update(running_mean, running_var, mean, var, rows);
-  move_running(running_mean, mean, momentum, 1);
-  move_running(running_var, var, momentum, static_cast<double>(rows) / static_cast<double>(rows - 1));
+  const double unbiased = static_cast<double>(rows) / static_cast<double>(rows - 1);
+  const auto move = mean.scalar_type() == at::kDouble ? move_running<double> : move_running<float>;
+  move(running_mean, mean, momentum, 1);
+  move(running_var, var, momentum, unbiased);
 }
 
 }  // namespace
 }  // namespace fastcnn::cpu
 
-// On every device: where it is not plain memory, torch's ops do it.
-TORCH_LIBRARY_IMPL(fastcnn, CompositeExplicitAutograd, m) {
-  m.impl("_batch_norm_update", fastcnn::cpu::batch_norm_update);
-}
-
 TORCH_LIBRARY_IMPL(fastcnn, CPU, m) {
+  m.impl("_batch_norm_update", fastcnn::cpu::batch_norm_update_cpu);
   m.impl("batch_norm_train", fastcnn::cpu::batch_norm_train_cpu);
   m.impl("_batch_norm_train", fastcnn::cpu::_batch_norm_train_cpu);
   m.impl("_batch_norm_train_traced", fastcnn::backends::GivingSwitches<fastcnn::cpu::_batch_norm_train_cpu>::call);

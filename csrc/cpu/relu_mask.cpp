@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "../common/backends.h"
-#include "../common/bit_mask.h"
 #include "../common/geometry.h"
+#include "../fallback.h"
 #include "capability.h"
 #include "dtypes.h"
 #include "memory.h"
@@ -34,7 +34,7 @@ void fill_mask(const at::Tensor& rows, const at::Tensor& mask) {
 }
 
 at::Tensor relu_mask_cpu(const at::Tensor& output) {
-  if (!is_covered(output.scalar_type())) return bit_mask::pack(output);
+  if (!is_covered(output.scalar_type())) return fallback::relu_mask(output);
   const int64_t channels = output.size(1), rows = output.numel() / std::max<int64_t>(1, channels);
   const at::Tensor mask = empty({rows, ceil_div(channels, 8)}, output.options().dtype(at::kByte));
   if (output.numel() == 0) return mask;

@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "../common/backends.h"
-#include "../common/bit_mask.h"
 #include "../common/geometry.h"
+#include "../fallback.h"
 #include "relu_mask_launch.h"
 #include "tensors.h"
 
@@ -13,7 +13,7 @@ namespace fastcnn::cuda {
 namespace {
 
 at::Tensor relu_mask_cuda(const at::Tensor& output) {
-  if (!is_covered(output.scalar_type())) return bit_mask::pack(output);
+  if (!is_covered(output.scalar_type())) return fallback::relu_mask(output);
   const c10::cuda::CUDAGuard guard(output.device());
   const int64_t channels = output.size(1), rows = output.numel() / std::max<int64_t>(1, channels);
   const at::Tensor mask = empty({rows, ceil_div(channels, 8)}, output.options().dtype(at::kByte));
