@@ -19,9 +19,9 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// A channel's GEMM tile is 64 wide and 128 high. Groups that fill less than a quarter of it go to the direct kernel,
-// and less than an eighth where the tile is multiplied on tensor cores. By arithmetic: not measured.
-constexpr int64_t kFewChannels = 16, kFewForWmma = 8, kFewWeights = 256;
+// A GEMM tile is at least 32 channels wide and 128 high. Groups that fill no more than a quarter of it go to the direct
+// kernel, and an eighth where the tile is multiplied on tensor cores. By arithmetic: not measured.
+constexpr int64_t kFewChannels = 8, kFewForWmma = 4, kFewWeights = 256;
 
 struct Algorithm {
   const char* name;

@@ -29,9 +29,9 @@ constexpr bool kHasOldCores = true;
 constexpr bool kHasOldCores = false;
 #endif
 
-// --- FMA: a thread computes 8 x 8 elements ---
+// --- FMA: a thread computes 8 x 8 elements, 8 x 4 of a narrow tile ---
 
-template <typename T, Conv2dPass kPass>
+template <typename T, Conv2dPass kPass, int kTileN>
 struct FmaTile {
   using C = Compute<T>;
   // 64 bytes a line, but 32 of half elements, as their tiles are kept in float32.
@@ -42,7 +42,7 @@ struct FmaTile {
   static constexpr int kThreadsN = 8, kThreadsM = kGemmThreads / kThreadsN;
   static constexpr int kItemsM = kTileM<T> / kThreadsM, kItemsN = kTileN / kThreadsN;
   using Image = ImageTile<T, kPass, kDepth>;
-  using Matrix = MatrixTile<T, kPass, kDepth>;
+  using Matrix = MatrixTile<T, kPass, kTileN, kDepth>;
 
   struct Shared {
     alignas(16) C image[2][kDepth * kPitchM];   // [depth][row]
@@ -111,7 +111,7 @@ struct FmaTile {
   C sums_[kItemsM][kItemsN];
 };
 
-// --- tensor cores: a warp computes 4 x 2 fragments of 16 x 16 elements ---
+// --- tensor cores: a warp computes 4 x 2 fragments of 16 x 16 elements, 2 x 2 of a narrow tile ---
 
 template <typename T>
 struct WmmaElement {
@@ -126,18 +126,19 @@ struct WmmaElement<float> {
 };
 #endif
 
-template <typename T, Conv2dPass kPass>
+template <typename T, Conv2dPass kPass, int kTileN>
 struct WmmaTile {
   static constexpr int kDepth = 64 / sizeof(T);
   using Image = ImageTile<T, kPass, kDepth>;
-  using Matrix = MatrixTile<T, kPass, kDepth>;
+  using Matrix = MatrixTile<T, kPass, kTileN, kDepth>;
   using ImageMap = typename Image::Map;
   using MatrixMap = typename Matrix::Map;
   // Lines as they come from memory. Padding of 16 bytes (32 along rows of float32) keeps neighbouring lines in other
   // banks, and every fragment at a multiple of 32 bytes.
-  static constexpr int pitch(int length) { return length + (sizeof(T) == 4 && length >= kTileN ? 8 : kVector<T>); }
+  static constexpr int pitch(int length) { return length + (sizeof(T) == 4 && length >= kNarrow ? 8 : kVector<T>); }
   static constexpr int kImagePitch = pitch(ImageMap::kLength), kMatrixPitch = pitch(MatrixMap::kLength);
-  static constexpr int kWarps = kGemmThreads / 32, kFragmentsM = 4, kFragmentsN = 2, kFragment = 16;
+  static constexpr int kWarps = kGemmThreads / 32, kWarpsN = kTileN / 32, kFragment = 16;
+  static constexpr int kFragmentsM = kTileM<T> * kWarpsN / kWarps / kFragment, kFragmentsN = 2;
   static constexpr int kResultPitch = kFragment + 4;
 
   union Shared {
@@ -166,8 +167,8 @@ struct WmmaTile {
     put<MatrixMap, kMatrixPitch>(matrix, shared.tiles.matrix[stage]);
   }
 
-  __device__ static int warp_row() { return threadIdx.x / 64 * (kFragmentsM * kFragment); }
-  __device__ static int warp_column() { return threadIdx.x / 32 % 2 * (kFragmentsN * kFragment); }
+  __device__ static int warp_row() { return threadIdx.x / 32 / kWarpsN * (kFragmentsM * kFragment); }
+  __device__ static int warp_column() { return threadIdx.x / 32 % kWarpsN * (kFragmentsN * kFragment); }
 
   __device__ void multiply(const Shared& shared, int stage) {
     namespace wmma = nvcuda::wmma;
@@ -238,10 +239,10 @@ struct WmmaTile {
 
 // --- the loop ---
 
-template <typename Tile, typename T, Conv2dPass kPass>
+template <typename Tile, typename T, Conv2dPass kPass, int kTileN>
 __device__ __forceinline__ void conv2d_gemm(const Conv2dProblem& p, typename Tile::Shared& shared) {
   // 1. What the block computes. Phases have different numbers of positions.
-  const GemmBlock block = gemm_block<T, kPass>(p);
+  const GemmBlock block = gemm_block<T, kPass, kTileN>(p);
   if (block.row >= block.rows) return;
   Tile tile;
 
@@ -274,21 +275,21 @@ __device__ __forceinline__ void conv2d_gemm(const Conv2dProblem& p, typename Til
   tile.store(shared, GemmResult<T, kPass>(p, block));
 }
 
-template <typename T, Conv2dPass kPass>
+template <typename T, Conv2dPass kPass, int kTileN>
 __global__ void __launch_bounds__(kGemmThreads, 2) conv2d_gemm_fma_kernel(const Conv2dProblem p) {
   if constexpr (sizeof(T) >= 4 || kHasOldCores) {
-    using Tile = FmaTile<T, kPass>;
+    using Tile = FmaTile<T, kPass, kTileN>;
     __shared__ typename Tile::Shared shared;
-    conv2d_gemm<Tile, T, kPass>(p, shared);
+    conv2d_gemm<Tile, T, kPass, kTileN>(p, shared);
   }
 }
 
-template <typename T, Conv2dPass kPass>
+template <typename T, Conv2dPass kPass, int kTileN>
 __global__ void __launch_bounds__(kGemmThreads, 2) conv2d_gemm_wmma_kernel(const Conv2dProblem p) {
   if constexpr (std::is_same_v<T, __half> || kHasNewCores) {
-    using Tile = WmmaTile<T, kPass>;
+    using Tile = WmmaTile<T, kPass, kTileN>;
     __shared__ typename Tile::Shared shared;
-    conv2d_gemm<Tile, T, kPass>(p, shared);
+    conv2d_gemm<Tile, T, kPass, kTileN>(p, shared);
   }
 }
 

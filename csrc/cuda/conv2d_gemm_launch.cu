@@ -20,11 +20,20 @@ int code_capability(int device) {
     if (arch / 100 == device / 10 && arch <= device * 10) newest = std::max(newest, arch / 10);
   if (newest > 0) return newest;
   cudaFuncAttributes loaded{};
-  const cudaError_t error = cudaFuncGetAttributes(&loaded, conv2d_gemm_fma_kernel<float, Conv2dPass::forward>);
+  const cudaError_t error = cudaFuncGetAttributes(&loaded, conv2d_gemm_fma_kernel<float, Conv2dPass::forward, kWide>);
   return error == cudaSuccess ? loaded.ptxVersion : device;  // a device without code: the launch says so
 #else
   return device;
 #endif
+}
+
+int64_t result_columns(const Conv2dArgs& args) {
+  return args.pass == Conv2dPass::grad_input ? args.geometry.group_in() : args.geometry.group_out();
+}
+
+// bfloat16 by FMA, which only old GPUs need, has no narrow tiles: they would hold less than a vector for each thread.
+bool is_narrow(const Conv2dArgs& args) {
+  return result_columns(args) <= kNarrow && (args.dtype != Dtype::bf16 || conv2d_gemm_uses_wmma(args));
 }
 
 Conv2dPlan make_plan(const Conv2dArgs& args, int depth_step, bool alone) {
@@ -33,13 +42,13 @@ Conv2dPlan make_plan(const Conv2dArgs& args, int depth_step, bool alone) {
   const int64_t positions = g.batch * sizes.rows * sizes.columns;
   const bool grad_weight = args.pass == Conv2dPass::grad_weight;
   const int64_t rows = grad_weight ? g.kernel_h * g.kernel_w * g.group_in() : positions;
-  const int64_t columns = args.pass == Conv2dPass::grad_input ? g.group_in() : g.group_out();
   const int64_t channels = args.pass == Conv2dPass::grad_input ? g.group_out() : g.group_in();
   const int64_t depth = grad_weight ? positions : sizes.taps * channels;
   Conv2dPlan plan{make_problem(args), 0, 0};
   Conv2dProblem& p = plan.problem;
   const int tile_m = args.dtype == Dtype::f64 ? kTileM<double> : kTileM<float>;
-  p.tiles_m = static_cast<int>(ceil_div(rows, tile_m)), p.tiles_n = static_cast<int>(ceil_div(columns, kTileN));
+  p.tiles_m = static_cast<int>(ceil_div(rows, tile_m));
+  p.tiles_n = static_cast<int>(ceil_div(result_columns(args), is_narrow(args) ? kNarrow : kWide));
   plan.blocks = g.groups * sizes.phases * p.tiles_m * p.tiles_n;
 
   int64_t wanted = 1;
@@ -53,8 +62,8 @@ Conv2dPlan make_plan(const Conv2dArgs& args, int depth_step, bool alone) {
   return plan;
 }
 
-template <template <typename, Conv2dPass> typename Tile, typename T>
-constexpr int kDepthOf = Tile<T, Conv2dPass::grad_weight>::kDepth;
+template <template <typename, Conv2dPass, int> typename Tile, typename T>
+constexpr int kDepthOf = Tile<T, Conv2dPass::grad_weight, kWide>::kDepth;
 
 int depth_of(const Conv2dArgs& args) {
   return with_element(args.dtype, [&]<typename T>() {
@@ -74,31 +83,32 @@ auto plan_maker(const Conv2dArgs& args) {
 
 using Kernel = void (*)(Conv2dProblem);
 
-template <typename T>
+template <typename T, int kTileN>
 Kernel fma_kernel(Conv2dPass pass) {
-  return pass == Conv2dPass::forward      ? conv2d_gemm_fma_kernel<T, Conv2dPass::forward>
-         : pass == Conv2dPass::grad_input ? conv2d_gemm_fma_kernel<T, Conv2dPass::grad_input>
-                                          : conv2d_gemm_fma_kernel<T, Conv2dPass::grad_weight>;
+  return pass == Conv2dPass::forward      ? conv2d_gemm_fma_kernel<T, Conv2dPass::forward, kTileN>
+         : pass == Conv2dPass::grad_input ? conv2d_gemm_fma_kernel<T, Conv2dPass::grad_input, kTileN>
+                                          : conv2d_gemm_fma_kernel<T, Conv2dPass::grad_weight, kTileN>;
 }
-template <typename T>
+template <typename T, int kTileN>
 Kernel wmma_kernel(Conv2dPass pass) {
-  return pass == Conv2dPass::forward      ? conv2d_gemm_wmma_kernel<T, Conv2dPass::forward>
-         : pass == Conv2dPass::grad_input ? conv2d_gemm_wmma_kernel<T, Conv2dPass::grad_input>
-                                          : conv2d_gemm_wmma_kernel<T, Conv2dPass::grad_weight>;
+  return pass == Conv2dPass::forward      ? conv2d_gemm_wmma_kernel<T, Conv2dPass::forward, kTileN>
+         : pass == Conv2dPass::grad_input ? conv2d_gemm_wmma_kernel<T, Conv2dPass::grad_input, kTileN>
+                                          : conv2d_gemm_wmma_kernel<T, Conv2dPass::grad_weight, kTileN>;
 }
 
 // Of float16 there is no FMA kernel and of float64 no wmma kernel: no GPU needs them.
+template <int kTileN>
 Kernel kernel_of(const Conv2dArgs& args) {
   const bool wmma = conv2d_gemm_uses_wmma(args);
   switch (args.dtype) {
     case Dtype::f64:
-      return fma_kernel<double>(args.pass);
+      return fma_kernel<double, kTileN>(args.pass);
     case Dtype::f16:
-      return wmma_kernel<__half>(args.pass);
+      return wmma_kernel<__half, kTileN>(args.pass);
     case Dtype::bf16:
-      return wmma ? wmma_kernel<__nv_bfloat16>(args.pass) : fma_kernel<__nv_bfloat16>(args.pass);
+      return wmma ? wmma_kernel<__nv_bfloat16, kTileN>(args.pass) : fma_kernel<__nv_bfloat16, kWide>(args.pass);
     default:
-      return wmma ? wmma_kernel<float>(args.pass) : fma_kernel<float>(args.pass);
+      return wmma ? wmma_kernel<float, kTileN>(args.pass) : fma_kernel<float, kTileN>(args.pass);
   }
 }
 
@@ -114,8 +124,9 @@ int64_t conv2d_gemm_parts(const Conv2dArgs& args) { return count_plans_parts(arg
 
 cudaError_t launch_conv2d_gemm(const Conv2dArgs& args, cudaStream_t stream) {
   const char* name = conv2d_gemm_uses_wmma(args) ? "conv2d_gemm_wmma_kernel" : "conv2d_gemm_fma_kernel";
+  const Kernel kernel = is_narrow(args) ? kernel_of<kNarrow>(args) : kernel_of<kWide>(args);
   return launch_plans(args, plan_maker(args), [&](const Conv2dPlan& made) {
-    return launch(name, kernel_of(args), static_cast<unsigned>(made.blocks), kGemmThreads, stream, made.problem);
+    return launch(name, kernel, static_cast<unsigned>(made.blocks), kGemmThreads, stream, made.problem);
   });
 }
 

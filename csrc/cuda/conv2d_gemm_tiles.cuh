@@ -11,8 +11,9 @@
 
 namespace fastcnn::cuda {
 
-// Four warps whose tiles are 64 x 32: accumulators of 64 registers a thread leave room for the loads in flight.
-constexpr int kGemmThreads = 128, kTileN = 64;
+// Four warps whose tiles are 64 x 32: accumulators of 64 registers a thread leave room for the loads in flight. Where
+// all columns fit into 32, a tile is as narrow, and its warps' 32 x 32.
+constexpr int kGemmThreads = 128, kWide = 64, kNarrow = 32;
 template <typename T>
 constexpr int kTileM = sizeof(T) == 8 ? 64 : 128;  // sums of float64 take twice the registers
 
@@ -37,7 +38,7 @@ struct GemmBlock {
   int64_t depth_begin, depth_end;
 };
 
-template <typename T, Conv2dPass kPass>
+template <typename T, Conv2dPass kPass, int kTileN>
 __device__ inline GemmBlock gemm_block(const Conv2dProblem& p) {
   GemmBlock b;
   uint32_t index = blockIdx.x;
@@ -156,7 +157,7 @@ class ImageTile {
 };
 
 // The matrix operand: weights, or grad_output in the weight's gradient.
-template <typename T, Conv2dPass kPass, int kDepth>
+template <typename T, Conv2dPass kPass, int kTileN, int kDepth>
 class MatrixTile {
  public:
   using Map = TileMap<T, kTileN, kDepth, kPass == Conv2dPass::forward>;
@@ -254,14 +255,14 @@ class GemmResult {
  private:
   template <typename Out, int kRun>
   __device__ void write(Out* to, const Out (&values)[kRun], int left) const {
-    constexpr int kWide = kVector<Out>;
+    constexpr int kVec = kVector<Out>;
     const bool vectors = kPass == Conv2dPass::forward ? p_.out_vectors : p_.in_vectors;
-    if (kRun % kWide == 0 && vectors && left >= kRun) {
+    if (kRun % kVec == 0 && vectors && left >= kRun) {
 #pragma unroll
-      for (int first = 0; first < kRun; first += kWide) {
+      for (int first = 0; first < kRun; first += kVec) {
         Vec<Out> vec;
 #pragma unroll
-        for (int i = 0; i < kWide && first + i < kRun; ++i) vec[i] = values[first + i];
+        for (int i = 0; i < kVec && first + i < kRun; ++i) vec[i] = values[first + i];
         store_global_vector(to + first, vec);
       }
     } else {

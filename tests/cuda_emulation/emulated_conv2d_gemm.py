@@ -9,7 +9,7 @@ from itertools import product
 
 import conv2d_cases
 import torch
-from conv2d_cases import KINDS, PASSES, Case, compute, draw_rest, draw_window
+from conv2d_cases import DTYPES, KINDS, PASSES, Case, compute, draw_rest, draw_window
 from emulated_kernels import Cell, Kernel, Mutation
 from emulation import Emulator, Launch
 
@@ -46,6 +46,7 @@ KERNELS = [
             Mutation("index", "static_cast<int>(b.depth_begin) + Map", "Map", "conv2d_gemm_tiles.cuh"),
             Mutation("arithmetic", "if (kAlongRows || p_.depth_parts > 1)", "if (kAlongRows)", "conv2d_gemm_tiles.cuh"),
             Mutation("index", "plan.blocks *= p.depth_parts;", "", "conv2d_gemm_launch.cu"),
+            Mutation("index", "return result_columns(args) <= kNarrow &&", "return", "conv2d_gemm_launch.cu"),
             Mutation("index", "if (!grad_weight && alone)", "if (!grad_weight)", "conv2d_gemm_launch.cu"),
             Mutation("index", "kernel_step = a.stride / divisor", "kernel_step = a.stride", "conv2d_window.cuh"),
             Mutation("arithmetic", "/ divisor + 1;", "/ divisor;", "conv2d_problem.h"),
@@ -62,7 +63,8 @@ KERNELS = [
                 "kIsAlongDepth, wmma::row_major, wmma::col_major>",
                 "kIsAlongDepth, wmma::col_major, wmma::row_major>",
             ),
-            Mutation("index", "threadIdx.x / 32 % 2 * (kFragmentsN", "threadIdx.x / 64 * (kFragmentsN"),
+            Mutation("index", "threadIdx.x / 32 % kWarpsN * (kFragmentsN", "threadIdx.x / 64 * (kFragmentsN"),
+            Mutation("index", "threadIdx.x / 32 / kWarpsN * (kFragmentsM", "threadIdx.x / 64 * (kFragmentsM"),
             Mutation("index", "kAlongRows ? nvcuda::wmma::mem_col_major", "kAlongRows ? nvcuda::wmma::mem_row_major"),
             Mutation("arithmetic", "rounded(staged[i])", "staged[i]"),
             Mutation("alignment", "kResultPitch = kFragment + 4", "kResultPitch = kFragment + 2"),
@@ -108,10 +110,12 @@ def configurations(rng: random.Random) -> Iterator[Case]:
             which, dtype, n=n, c=c, k=k, size=size, kernel=(3, 3), padding=(1, 1), relu=True, capability=capability,
             tf32=tf32, stride=(1, 1) if which == "forward" else (2, 2), shifted=shifted,
         )  # fmt: skip
+    for which, dtype in product(PASSES, DTYPES):  # no whole vectors
+        yield Case(which, dtype, n=1, c=5, k=7, size=(5, 6), kernel=(3, 2), padding=(1, 1), capability=80)
     for i in range(144):
         for which in PASSES:
             groups = rng.choice([1, 1, 1, 2, 3])
-            channels = [rng.choice([1, 3, 5, 8, 8, 16, 16, 17, 24]), rng.choice([1, 4, 7, 8, 16, 16, 24])]
+            channels = [rng.choice([1, 3, 5, 8, 8, 16, 16, 17, 24, 40]), rng.choice([1, 4, 7, 8, 16, 24, 32, 33])]
             if rng.random() < 0.1:
                 groups, channels[rng.randint(0, 1)] = 1, rng.choice([63, 64, 65, 72, 136])
             yield Case(
@@ -124,7 +128,7 @@ def cells(case: Case, launches: list[Launch]) -> set[Cell]:
     """Name what a case covers."""
     group_in, group_out = case.c // case.groups, case.k // case.groups
     kernel = kernel_of(case.capability, case.tf32, case.dtype)
-    height = 64 if case.dtype == torch.float64 else 128  # of a tile, whose width is 64
+    height = 64 if case.dtype == torch.float64 else 128  # of a tile, whose width is 64, or 32 where that is enough
     columns = group_in if case.which == "grad_input" else group_out
     blocks, rows = case.groups * -(-columns // 64), case.n * math.prod(case.out_size)
     if case.which == "grad_input":  # phases have blocks of their own

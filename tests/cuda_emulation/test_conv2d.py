@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 
 import emulated_conv2d_direct
 import emulated_conv2d_gemm
@@ -17,14 +17,12 @@ from emulation import Emulator
 @pytest.mark.parametrize("arch", [750, 900])
 def test_conv2d_gemm_code_of_a_capability_covers_what_its_launcher_asks_for(arch: int, emulator: Emulator) -> None:
     kernels = set()
-    for dtype in DTYPES:
-        for which in PASSES:
-            for tf32 in (False, True):
-                case = Case(
-                    which, dtype, n=2, c=16, k=24, size=(9, 8), kernel=(3, 3), stride=(2, 1), padding=(1, 1),
-                    capability=arch // 10, tf32=tf32,
-                )  # fmt: skip
-                kernels |= {(launch.kernel, dtype) for launch in compute(emulator, "gemm", case, arch)}
+    for dtype, which, tf32, (c, k) in product(DTYPES, PASSES, (False, True), ((16, 24), (40, 48))):
+        case = Case(
+            which, dtype, n=2, c=c, k=k, size=(9, 8), kernel=(3, 3), stride=(2, 1), padding=(1, 1),
+            capability=arch // 10, tf32=tf32,
+        )  # fmt: skip
+        kernels |= {(launch.kernel, dtype) for launch in compute(emulator, "gemm", case, arch)}
     half_by_cores = {(f"conv2d_gemm_{'fma' if arch < 800 else 'wmma'}_kernel", torch.bfloat16)}
     always = {("conv2d_gemm_wmma_kernel", torch.float16), ("conv2d_gemm_fma_kernel", torch.float64)}
     assert kernels >= half_by_cores | always
