@@ -12,6 +12,11 @@ namespace fastcnn::cuda {
 
 enum class Conv2dPass : int32_t { forward, grad_input, grad_weight };
 
+// What a block of the direct kernels takes: positions, quads of channels, groups, and channels of the depth at a time.
+struct Conv2dTile {
+  int64_t tile_h, tile_w, quads, groups, chunk;
+};
+
 // What a pass does not read may be null. No dimension may be empty.
 struct Conv2dArgs {
   Conv2dPass pass;
@@ -29,6 +34,7 @@ struct Conv2dArgs {
   // terms and in float32 (float64 of float64): [parts, ...]. launch_conv2d_sum_parts adds them in their order, and then
   // bias and ReLU.
   void* result;
+  Conv2dTile tile;  // as choose_conv2d_direct_tile leaves it; of no concern to the others
 };
 
 // Elements of the result.

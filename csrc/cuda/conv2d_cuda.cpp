@@ -29,14 +29,14 @@ struct Algorithm {
   cudaError_t (*launch)(const Conv2dArgs&, cudaStream_t);
 };
 
-Algorithm choose(const Conv2dArgs& args) {
+Algorithm choose(Conv2dArgs& args) {
   const Conv2dGeometry& g = args.geometry;
   if (g.depthwise()) return {"conv2d_depthwise", conv2d_depthwise_parts, launch_conv2d_depthwise};
   const bool wmma = conv2d_gemm_uses_wmma(args);
   const int64_t lanes = args.pass == Conv2dPass::grad_input ? g.group_in() : g.group_out();
   const bool few = lanes <= (wmma ? kFewForWmma : kFewChannels) &&
                    (args.pass != Conv2dPass::grad_weight || g.kernel_h * g.kernel_w * g.group_in() <= kFewWeights);
-  if (few && conv2d_direct_applies(args)) return {"conv2d_direct", conv2d_direct_parts, launch_conv2d_direct};
+  if (few && choose_conv2d_direct_tile(args)) return {"conv2d_direct", conv2d_direct_parts, launch_conv2d_direct};
   return {wmma ? "conv2d_gemm_wmma" : "conv2d_gemm_fma", conv2d_gemm_parts, launch_conv2d_gemm};
 }
 

@@ -40,40 +40,44 @@ class Planner {
   }
 
   // None where no tile fits.
-  std::optional<Conv2dPlan> plan() const {
+  std::optional<Conv2dTile> choose() const {
     std::optional<Choice> best;
     for (int64_t tile_h = 1; tile_h <= 32; tile_h *= 2)
       for (int64_t tile_w = 1; tile_w <= kDirectThreads * kDirectPixels; tile_w *= 2) {
         if ((tile_h > 1 && tile_h / 2 >= sizes_.rows) || (tile_w > 1 && tile_w / 2 >= sizes_.columns)) continue;
-        const Choice tile{std::min(tile_h, sizes_.rows), std::min(tile_w, sizes_.columns), 0, 0, 0, 0};
+        const Conv2dTile tile{std::min(tile_h, sizes_.rows), std::min(tile_w, sizes_.columns), 0, 0, 0};
         args_.pass == Conv2dPass::grad_weight ? try_grad_weight(tile, best) : try_tile(tile, best);
       }
     if (!best) return std::nullopt;
-    return args_.pass == Conv2dPass::grad_weight ? grad_weight_plan(*best) : tile_plan(*best);
+    return best->tile;
+  }
+
+  Conv2dPlan plan() const {
+    return args_.pass == Conv2dPass::grad_weight ? grad_weight_plan(args_.tile) : tile_plan(args_.tile);
   }
 
  private:
   struct Choice {
-    int64_t tile_h, tile_w, quads, groups, chunk, cost;
+    Conv2dTile tile;
+    int64_t cost;
   };
 
-  int64_t tiles(const Choice& c) const {
+  int64_t tiles(const Conv2dTile& c) const {
     return g_.batch * ceil_div(sizes_.rows, c.tile_h) * ceil_div(sizes_.columns, c.tile_w);
   }
-  int64_t patch(const Choice& c) const { return h_.size(c.tile_h) * w_.size(c.tile_w) * c.groups * c.chunk; }
-  bool fits(const Choice& c) const {
+  int64_t patch(const Conv2dTile& c) const { return h_.size(c.tile_h) * w_.size(c.tile_w) * c.groups * c.chunk; }
+  bool fits(const Conv2dTile& c) const {
     return h_.size(c.tile_h) < kPatchBytes && w_.size(c.tile_w) < kPatchBytes && patch(c) * bytes_ <= kPatchBytes;
   }
   int64_t unit(int64_t chunk) const { return chunk % vector_ == 0 ? vector_ : 1; }
   int64_t quads() const { return ceil_div(lanes_, kDirectQuad); }  // of a group
 
-  void keep(Choice c, int64_t cost, std::optional<Choice>& best) const {
-    c.cost = cost;
-    if (!best || cost < best->cost) best = c;
+  void keep(const Conv2dTile& tile, int64_t cost, std::optional<Choice>& best) const {
+    if (!best || cost < best->cost) best = Choice{tile, cost};
   }
 
   // Output or input's gradient: a block's quads take the whole tile.
-  void try_tile(Choice c, std::optional<Choice>& best) const {
+  void try_tile(Conv2dTile c, std::optional<Choice>& best) const {
     const int64_t all = g_.groups * quads();
     for (c.quads = 1; c.quads <= kDirectQuads && (c.quads == 1 || c.quads / 2 < all); c.quads *= 2) {
       const int64_t positions = kDirectThreads / c.quads * kDirectPixels;
@@ -93,7 +97,7 @@ class Planner {
     }
   }
 
-  Conv2dPlan tile_plan(const Choice& c) const {
+  Conv2dPlan tile_plan(const Conv2dTile& c) const {
     Conv2dPlan plan{make_problem(args_), 0, 0};
     Conv2dProblem& p = plan.problem;
     set_patch(c, p);
@@ -104,7 +108,7 @@ class Planner {
   }
 
   // The weight's gradient: a block's threads share the gradients of its groups, or where these are few, the positions.
-  void try_grad_weight(Choice c, std::optional<Choice>& best) const {
+  void try_grad_weight(Conv2dTile c, std::optional<Choice>& best) const {
     c.chunk = depth_;
     for (c.groups = 1; c.groups == 1 || c.groups / 2 < g_.groups; c.groups *= 2) {
       const int64_t positions = c.tile_h * c.tile_w, grads = positions * c.groups * quads() * kDirectQuad;
@@ -115,11 +119,11 @@ class Planner {
       keep(c, ceil_div(g_.groups, c.groups) * unit_tiles(c) * tiles(c) * (products + loads), best);
     }
   }
-  int64_t units(const Choice& c) const { return c.groups * quads() * ceil_div(taps_ * depth_, kDirectRows); }
-  int64_t unit_tiles(const Choice& c) const { return ceil_div(units(c), kDirectThreads); }
-  int64_t slices(const Choice& c) const { return std::max<int64_t>(1, kDirectThreads / units(c)); }
+  int64_t units(const Conv2dTile& c) const { return c.groups * quads() * ceil_div(taps_ * depth_, kDirectRows); }
+  int64_t unit_tiles(const Conv2dTile& c) const { return ceil_div(units(c), kDirectThreads); }
+  int64_t slices(const Conv2dTile& c) const { return std::max<int64_t>(1, kDirectThreads / units(c)); }
 
-  Conv2dPlan grad_weight_plan(const Choice& c) const {
+  Conv2dPlan grad_weight_plan(const Conv2dTile& c) const {
     Conv2dPlan plan{make_problem(args_), 0, 0};
     Conv2dProblem& p = plan.problem;
     set_patch(c, p);
@@ -133,7 +137,7 @@ class Planner {
     return plan;
   }
 
-  void set_patch(const Choice& c, Conv2dProblem& p) const {
+  void set_patch(const Conv2dTile& c, Conv2dProblem& p) const {
     p.tile_h = static_cast<int>(c.tile_h), p.tile_w = static_cast<int>(c.tile_w);
     p.patch_h = static_cast<int>(h_.size(c.tile_h)), p.patch_w = static_cast<int>(w_.size(c.tile_w));
     p.block_groups = static_cast<int>(c.groups), p.chunk = static_cast<int>(c.chunk);
@@ -150,11 +154,15 @@ class Planner {
   int64_t bytes_, depth_, lanes_, vector_, taps_;
 };
 
-Conv2dPlan make_plan(const Conv2dArgs& args) { return *Planner(args).plan(); }
+Conv2dPlan make_plan(const Conv2dArgs& args) { return Planner(args).plan(); }
 
 }  // namespace
 
-bool conv2d_direct_applies(const Conv2dArgs& args) { return Planner(args).plan().has_value(); }
+bool choose_conv2d_direct_tile(Conv2dArgs& args) {
+  const std::optional<Conv2dTile> tile = Planner(args).choose();
+  if (tile) args.tile = *tile;
+  return tile.has_value();
+}
 
 int64_t conv2d_direct_parts(const Conv2dArgs& args) { return count_plans_parts(args, make_plan); }
 

@@ -4,8 +4,9 @@
 
 namespace fastcnn::cuda {
 
-// Whether the image under a block's positions fits into its shared memory: not where kernels or dilations are large.
-bool conv2d_direct_applies(const Conv2dArgs& args);
+// Chooses what a block takes, for the calls below. False where no image under its positions fits into its shared
+// memory, as where kernels or dilations are large.
+bool choose_conv2d_direct_tile(Conv2dArgs& args);
 
 int64_t conv2d_direct_parts(const Conv2dArgs& args);
 cudaError_t launch_conv2d_direct(const Conv2dArgs& args, cudaStream_t stream);

@@ -185,6 +185,8 @@ def execute(
     shape, dtype = tensors[RESULT_LIKE[case.which]].shape, case.dtype
     wide = torch.float64 if case.dtype == torch.float64 else torch.float32
     args.result = case.offset("result", wide)  # as far off the alignment as the memory will be
+    if algorithm == "direct":
+        assert library.call("choose_conv2d_direct_tile", ctypes.byref(args), restype=ctypes.c_bool)
     parts = library.call(f"conv2d_{algorithm}_parts", ctypes.byref(args), restype=ctypes.c_int64)
     if parts > 0:
         shape, dtype = torch.Size([parts, *shape]), wide
