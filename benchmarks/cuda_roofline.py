@@ -2,7 +2,7 @@
 
 Nothing here is measured. Every tensor of a pass moves once at the memory's bandwidth, every operation runs at the
 peak of the unit that does it; the slower of the two is the roofline (Williams, Waterman, Patterson 2009). Launches,
-caches and the shape of tiles are left out, so a kernel takes longer.
+caches and the shape of tiles are left out of it, so a kernel takes longer.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from layers import NETWORKS, Layer, distinct_layers
 
 BATCH = 32
+# Of csrc/cuda/conv2d_gemm_tiles.cuh: kTileM, and kWide or, where that is enough, kNarrow.
+TILE_ROWS, WIDE, NARROW = 128, 64, 32
 ELEMENT_BYTES = {"float32": 4, "float16": 2}
 
 
@@ -33,6 +35,36 @@ GPUS = (H100, RTX4090)
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """A convolution as an implicit GEMM: `phases` products of rows x columns, over `depth` terms in all of them."""
+
+    rows: int
+    columns: int
+    depth: int
+    phases: int = 1
+
+    @property
+    def width(self) -> int:
+        """Columns of a tile."""
+        return NARROW if self.columns <= NARROW else WIDE
+
+    @property
+    def count(self) -> int:
+        """Tiles of the result. Where they are few, each is summed in parts by several blocks."""
+        return self.phases * -(-self.rows // TILE_ROWS) * -(-self.columns // self.width)
+
+    @property
+    def filled(self) -> float:
+        """The share of the tiles' elements that are results."""
+        return self.phases * self.rows * self.columns / (self.count * TILE_ROWS * self.width)
+
+    @property
+    def loaded(self) -> float:
+        """Elements that the blocks load: each tile a line of rows and one of columns for each term."""
+        return self.count / self.phases * (TILE_ROWS + self.width) * self.depth
+
+
+@dataclass(frozen=True)
 class Pass:
     """What one kernel, or one pair of them, moves and computes for a layer."""
 
@@ -44,6 +76,7 @@ class Pass:
     other_bytes: float  # float32 statistics, masks, offsets
     operations: float  # a multiplication and an addition are two
     on_tensor_cores: bool
+    tiles: Tiles | None = None
 
     def bytes(self, dtype: str) -> float:
         """Bytes moved at least."""
@@ -65,10 +98,15 @@ def passes(layer: Layer, batch: int = BATCH) -> Iterator[Pass]:
         out, in_channels, height, width = layer.weight
         weight = out * in_channels * height * width
         conv = replace(base, operations=layer.flop(batch), elements=image + weight + output, on_tensor_cores=True)
-        yield replace(conv, kernel="conv2d", elements=conv.elements + out)
+        positions, taps, stride = output // out, height * width, layer.stride
+        forward = Tiles(positions, out, taps * in_channels)
+        yield replace(conv, kernel="conv2d", elements=conv.elements + out, tiles=forward)
         if layer.channels > 3:  # images need no gradient
-            yield replace(conv, kernel="conv2d, gradient of input")
-        yield replace(conv, kernel="conv2d, gradient of weight", elements=conv.elements + out)
+            phase = batch * -(-layer.height // stride) * -(-layer.width // stride)
+            tiles = Tiles(phase, in_channels, taps * out, phases=stride**2)
+            yield replace(conv, kernel="conv2d, gradient of input", tiles=tiles)
+        tiles = Tiles(taps * in_channels, out, positions)
+        yield replace(conv, kernel="conv2d, gradient of weight", elements=conv.elements + out, tiles=tiles)
     elif layer.op == "max_pool2d":
         window = output * layer.kernel**2
         yield replace(base, kernel="max_pool2d", elements=image + output, other_bytes=output, operations=window)
@@ -112,12 +150,25 @@ def cells(group: list[Pass]) -> list[str]:
     return found
 
 
-def rows(first: list[str], groups: dict[tuple[str, ...], list[Pass]]) -> Iterator[str]:
-    """A table in Markdown."""
-    yield line([*first, "GFLOP", *(f"{dtype}: {head}" for dtype in ELEMENT_BYTES for head in HEAD)])
-    yield line(["---"] * len(first) + ["--:"] * (1 + 2 * len(HEAD)))
+TILES_HEAD = ["tiles", "filled", *(f"{dtype}: tiles' op/byte" for dtype in ELEMENT_BYTES)]
+
+
+def tile_cells(p: Pass) -> list[str]:
+    """What the shape of tiles implies; of a pass that has none, nothing."""
+    if p.tiles is None:
+        return [""] * len(TILES_HEAD)
+    intensities = (p.operations / (p.tiles.loaded * size) for size in ELEMENT_BYTES.values())
+    return [str(p.tiles.count), f"{p.tiles.filled:.0%}", *(f"{value:.1f}" for value in intensities)]
+
+
+def rows(first: list[str], groups: dict[tuple[str, ...], list[Pass]], *, tiles: bool = False) -> Iterator[str]:
+    """A table in Markdown; where every group is one pass, perhaps with its tiles."""
+    head = ["GFLOP", *(f"{dtype}: {head}" for dtype in ELEMENT_BYTES for head in HEAD), *(TILES_HEAD if tiles else [])]
+    yield line([*first, *head])
+    yield line(["---"] * len(first) + ["--:"] * len(head))
     for key, group in groups.items():
-        yield line([*key, f"{sum(p.operations for p in group) / 1e9:.3f}", *cells(group)])
+        more = tile_cells(group[0]) if tiles else []
+        yield line([*key, f"{sum(p.operations for p in group) / 1e9:.3f}", *cells(group), *more])
 
 
 def line(values: list[str]) -> str:
@@ -147,7 +198,12 @@ def page() -> str:
         "\n## Sums over each network's layers\n",
         *rows(["network", "pass"], sums),
         "\n## Every layer\n",
-        *rows(["network", "pass", "layer", "input"], each),
+        "Behind the roofline of a convolution, what the implicit GEMM's tiles imply: how many there are, of "
+        f"{TILE_ROWS} positions (of the weight's gradient: taps and channels) by {WIDE} channels, or {NARROW} where "
+        "there are no more; the share of their elements that are results; and operations for each byte that the blocks "
+        "load, from the memory or a cache. Where there are too few tiles to fill a GPU, several blocks share each "
+        "one's sums.\n",
+        *rows(["network", "pass", "layer", "input"], each, tiles=True),
     ]
     return "\n".join(parts) + "\n"
 

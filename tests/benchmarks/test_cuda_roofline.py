@@ -24,6 +24,23 @@ def test_roofline_counts_a_convolution() -> None:
     assert list(found) == ["conv2d", "conv2d, gradient of input", "conv2d, gradient of weight"]
 
 
+def test_roofline_counts_the_tiles_of_a_convolution() -> None:
+    header = Path(__file__).parents[2] / "csrc" / "cuda" / "conv2d_gemm_tiles.cuh"
+    text = header.read_text()
+    assert f"kWide = {cuda_roofline.WIDE}, kNarrow = {cuda_roofline.NARROW};" in text
+    assert f"kTileM = sizeof(T) == 8 ? 64 : {cuda_roofline.TILE_ROWS};" in text
+
+    conv = layer("conv2d", kernel=3, padding=1, stride=2, weight=(32, 64, 3, 3))
+    forward, grad_input, grad_weight = (p.tiles for p in passes(conv, batch=9))
+    assert forward is not None and (forward.count, forward.filled) == (2, 9 * 16 / 256)  # 9 x 4 x 4 positions
+    assert forward.loaded == 2 * (128 + 32) * 9 * 64
+    assert grad_input is not None and (grad_input.count, grad_input.filled) == (8, 9 * 16 / 256)  # in each of 4 phases
+    assert grad_input.loaded == 2 * (128 + 64) * 9 * 32
+    assert grad_weight is not None and (grad_weight.count, grad_weight.filled) == (5, 9 * 64 / 640)
+    pool = next(passes(layer("max_pool2d", kernel=2, stride=2), batch=1))
+    assert cuda_roofline.tile_cells(pool) == [""] * 4
+
+
 def test_roofline_counts_what_training_keeps() -> None:
     pool = next(passes(layer("max_pool2d", kernel=2, stride=2), batch=1))
     assert pool.bytes("float32") == 4 * (64 * 64 + 64 * 16) + 64 * 16
