@@ -15,7 +15,7 @@ SHAPES = [
     ([(2, 3, 5, 5), (7, 3, 5, 5)], 0),
     ([(2, 3, 5, 1), (2, 3, 5, 6)], -1),
     ([(4, 16, 7, 7)] * 3, 1),
-    ([(3, 1, 2)] * 65, 1),  # one more than a launch takes
+    ([(3, 1, 2)] * 65, 1),  # one more than a kernel's arguments hold
     ([(2, 0, 3), (2, 5, 3)], 1),
     ([(0, 2), (0, 3)], 1),
 ]
@@ -42,6 +42,13 @@ def test_concat_on_cuda_promotes_and_differentiates_strided_views() -> None:
     ours = torch.autograd.grad((output * weight).sum(), [a, b])
     theirs = torch.autograd.grad((torch.cat([a, b], 1) * weight).sum(), [a, b])
     assert all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(ours, theirs, strict=True))
+
+
+def test_concat_on_cuda_of_neighbouring_channels_of_larger_images() -> None:
+    whole = torch.randn(3, 24, 5, 7, device="cuda").to(memory_format=torch.channels_last)
+    for count in (2, 100):
+        parts = [whole[:, 8:16], whole[:, 3:4]] * (count // 2)
+        assert torch.equal(concat(parts, 1), torch.cat(parts, 1))
 
 
 def test_concat_on_cuda_with_64_bit_indices() -> None:
