@@ -8,12 +8,13 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch._dynamo.source import GlobalSource, LocalSource
 
 from fastcnn.compilation.module import CompiledModule, compile_checked
 
@@ -61,28 +62,33 @@ class _Arguments:
 
     Attributes:
         count: of all.
-        frozen: parameters and buffers.
+        frozen: parameters, buffers, and what closures and globals hold.
         passed: the other tensors, the inputs of the network.
+        held: those of `frozen` that no module owns, so that a write to them is to be seen.
         sizes: which input's which size a number is.
     """
 
     count: int
     frozen: list[int]
     passed: list[int]
+    held: set[int]
     sizes: dict[int, tuple[int, int]]
 
     @staticmethod
     def of(placeholders: Sequence[fx.Node], values: Sequence[Any]) -> _Arguments:
         """Those of a graph that is called with `values`."""
         given = list(enumerate(zip(placeholders, values, strict=True)))
-        frozen = [i for i, (node, value) in given if isinstance(value, Tensor) and _belongs_to_module(node, value)]
-        passed = [i for i, (_, value) in given if isinstance(value, Tensor) and i not in frozen]
+        tensors = [(i, node, value) for i, (node, value) in given if isinstance(value, Tensor)]
+        owned = [i for i, node, value in tensors if _belongs_to_module(node, value)]
+        held = [i for i, node, value in tensors if i not in owned and _is_held(node, value)]
+        frozen = sorted(owned + held)
+        passed = [i for i, _, _ in tensors if i not in frozen]
         if not passed:
             raise RuntimeError("fastcnn.compile: expected a graph with a tensor as input")
         examples = [node.meta["example_value"] if i in passed else None for i, (node, _) in given]
         numbers = [i for i, (_, value) in given if not isinstance(value, Tensor)]
         sizes = {i: _dimension(str(placeholders[i].meta["example_value"]), values[i], examples) for i in numbers}
-        return _Arguments(len(given), frozen, passed, sizes)
+        return _Arguments(len(given), frozen, passed, set(held), sizes)
 
 
 def _dimension(symbol: str, value: Any, examples: Sequence[Any]) -> tuple[int, int]:
@@ -99,35 +105,89 @@ def _dimension(symbol: str, value: Any, examples: Sequence[Any]) -> tuple[int, i
     raise RuntimeError(f"fastcnn.compile: expected tensors as inputs, but got the number {value}")
 
 
+@dataclass(frozen=True)
+class _Network:
+    """A network and what it was made from.
+
+    Attributes:
+        run: the network.
+        passed: which arguments it takes.
+        frozen: the tensors that it holds copies of, and the versions of those that no module owns, else -1.
+    """
+
+    run: CompiledModule
+    passed: list[int]
+    frozen: list[tuple[weakref.ref[Tensor], int]]
+
+    def is_of(self, inputs: Sequence[Any], arguments: _Arguments) -> bool:
+        """Whether it is the one for these inputs."""
+        return all(
+            reference() is inputs[index] and version == _version(inputs[index], index in arguments.held)
+            for (reference, version), index in zip(self.frozen, arguments.frozen, strict=True)
+        )
+
+
+def _version(tensor: Tensor, is_held: bool) -> int:
+    """How often a tensor has been written to, of those where that counts."""
+    return tensor._version if is_held else -1
+
+
 class _Networks:
     """A graph as a function, with a network for each set of frozen tensors that it is called with.
 
-    torch.compile calls one graph for all modules of the same code and sizes, each with its own parameters.
+    torch.compile calls one graph for all modules of the same code and sizes, each with its own parameters. What
+    closures and globals hold may also be one call's result, which the next part of a broken graph reads: where it is
+    another one in a later call and has the batch's size, it is an input from there on.
     """
 
     def __init__(self, graph: fx.GraphModule, arguments: _Arguments) -> None:
         self.graph, self.arguments = graph, arguments
-        self.made: dict[tuple[int, ...], tuple[list[weakref.ref[Tensor]], CompiledModule]] = {}
+        self.made: dict[tuple[int, ...], _Network] = {}
         self.lock = threading.Lock()
 
     def __call__(self, *inputs: Any) -> Any:
-        return self.find(inputs)(*[inputs[index].detach() for index in self.arguments.passed])
+        network = self.find(inputs)
+        return network.run(*[inputs[index].detach() for index in network.passed])
 
-    def find(self, inputs: Sequence[Any]) -> CompiledModule:
+    def find(self, inputs: Sequence[Any]) -> _Network:
         """The network of the frozen tensors among `inputs`, as they were at the first call with them."""
-        tensors = [inputs[index] for index in self.arguments.frozen]
-        key = tuple(map(id, tensors))
         with self.lock:
-            known = self.made.get(key)
-            if known is None or any(reference() is not t for reference, t in zip(known[0], tensors, strict=True)):
-                self.made = {k: v for k, v in self.made.items() if all(reference() is not None for reference in v[0])}
-                known = self.made[key] = [weakref.ref(t) for t in tensors], self._make(inputs)
-            return known[1]
+            known = self.made.get(self._key(inputs))
+            if known is None or not known.is_of(inputs, self.arguments):
+                self._pass_what_changes(inputs)
+                alive = {k: n for k, n in self.made.items() if all(t() is not None for t, _ in n.frozen)}
+                known = self._make(inputs)
+                self.made = {**alive, self._key(inputs): known}
+            return known
 
-    def _make(self, inputs: Sequence[Any]) -> CompiledModule:
-        frozen = _Frozen(self.graph, self.arguments, inputs).eval()
-        examples = [inputs[index].detach() for index in self.arguments.passed]
-        return compile_checked(frozen, examples, dynamic=bool(self.arguments.sizes))
+    def _key(self, inputs: Sequence[Any]) -> tuple[int, ...]:
+        return tuple(id(inputs[index]) for index in self.arguments.frozen)
+
+    def _pass_what_changes(self, inputs: Sequence[Any]) -> None:
+        given = self.arguments
+        batch = inputs[given.passed[0]].shape[:1]
+        first = next(iter(self.made.values()), None)
+        if first is None:
+            return
+        changed = {
+            index
+            for (reference, version), index in zip(first.frozen, given.frozen, strict=True)
+            if index in given.held and (reference() is not inputs[index] or version != inputs[index]._version)
+        }
+        changed = {index for index in changed if inputs[index].shape[:1] == batch != ()}
+        if changed:
+            frozen = [index for index in given.frozen if index not in changed]
+            passed = sorted({*given.passed, *changed})
+            self.arguments = replace(given, frozen=frozen, passed=passed, held=given.held - changed)
+            self.made = {}
+
+    def _make(self, inputs: Sequence[Any]) -> _Network:
+        given = self.arguments
+        frozen = _Frozen(self.graph, given, inputs).eval()
+        examples = [inputs[index].detach() for index in given.passed]
+        network = compile_checked(frozen, examples, dynamic=bool(given.sizes))
+        tensors = [(weakref.ref(inputs[index]), _version(inputs[index], index in given.held)) for index in given.frozen]
+        return _Network(network, given.passed, tensors)
 
 
 class _Frozen(nn.Module):
@@ -152,8 +212,19 @@ class _Frozen(nn.Module):
 
 
 def _belongs_to_module(node: fx.Node, value: Tensor) -> bool:
-    if isinstance(value, nn.Parameter):
-        return True
-    argument = node.meta.get("grapharg")
-    source = getattr(argument, "source", None)
-    return source is not None and "NN_MODULE" in source.guard_source.name
+    source = _source(node)
+    return isinstance(value, nn.Parameter) or (source is not None and "NN_MODULE" in source.guard_source.name)
+
+
+def _is_held(node: fx.Node, value: Tensor) -> bool:
+    """Whether a closure or a global holds it, and writes to it are counted."""
+    source = _source(node)
+    while hasattr(source, "base"):
+        source = source.base
+    held = isinstance(source, GlobalSource) or (isinstance(source, LocalSource) and not source.is_input)
+    return held and not value.is_inference()
+
+
+def _source(node: fx.Node) -> Any:
+    """Where torch.compile has found an argument, None where it does not tell."""
+    return getattr(node.meta.get("grapharg"), "source", None)

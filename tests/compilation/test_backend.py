@@ -110,3 +110,61 @@ def test_backend_is_found_by_its_name() -> None:
     module, function = backend.__module__, backend.__name__
     entry = f'[project.entry-points.torch_dynamo_backends]\nfastcnn = "{module}:{function}"'
     assert entry in project.read_text()
+
+
+def _scaled(scale: Tensor) -> nn.Module:
+    """A network whose forward reads a tensor of a closure and a global one."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x * scale) + OFFSET.to(x.dtype)
+
+    torch.manual_seed(0)
+    return Scaled().eval()
+
+
+OFFSET = torch.linspace(1, 2, 4).view(4, 1, 1)
+
+
+def test_backend_freezes_what_closures_and_globals_hold() -> None:
+    scale = torch.rand(3, 1, 1)
+    model = _scaled(scale)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        for batch in (1, 3, 8, 3):  # not one of them the tensors' own first size, that of a batch
+            output = compiled(random(batch, 3, 7, 8))
+            check_value(output, exact(model, random(batch, 3, 7, 8)))
+
+
+def test_backend_sees_writes_to_what_closures_hold() -> None:
+    scale = torch.rand(3, 1, 1)
+    model = _scaled(scale)
+    compiled, image = torch.compile(model, backend=backend, fullgraph=True), random(2, 3, 7, 8)
+    with torch.no_grad():
+        for _ in range(3):
+            check_value(compiled(image), exact(model, image))
+            scale.mul_(2)
+
+
+def test_backend_passes_on_results_that_closures_hold() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3).eval()
+
+    def forward(x: Tensor) -> Tensor:
+        y = conv(x)
+
+        def add(z: Tensor) -> Tensor:
+            return conv(z) + y
+
+        torch._dynamo.graph_break()
+        return add(x) * y
+
+    compiled = torch.compile(forward, backend=backend)
+    with torch.no_grad():
+        for seed in range(4):
+            image = random(2, 3, 7, 8, seed=seed)
+            check_value(compiled(image), exact(conv, image) * 2 * exact(conv, image))
