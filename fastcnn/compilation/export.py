@@ -6,6 +6,7 @@ The batch stays a symbol, so an example of batch 1, which torch.export would tak
 from __future__ import annotations
 
 import operator
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -347,8 +348,8 @@ def _structure(spec: pytree.TreeSpec, numbers: Any, outputs: Sequence[Any]) -> A
     children = [_structure(child, numbers, outputs) for child in spec.children()]
     if spec.type in (tuple, list):
         return {spec.type.__name__: children}
-    if spec.type is dict and all(isinstance(key, str) for key in spec.context):
-        return {"dict": dict(zip(spec.context, children, strict=True))}
+    if spec.type in (dict, OrderedDict) and all(isinstance(key, str) for key in spec.context):
+        return {spec.type.__name__: dict(zip(spec.context, children, strict=True))}
     raise NotImplementedError(
         f"fastcnn.compile: expected outputs in tuples, lists and dicts, but got {spec.type.__name__}"
     )

@@ -7,7 +7,8 @@ A program is a document (dicts, lists, strings and numbers, as JSON has them) an
   slots:     how many values pass between the segments; the first ones are the inputs
   segments:  run in order, each either a plan or one of torch's ops
   outputs:   slots
-  structure: what is returned: a number of `outputs`, null, {"tuple": [...]}, {"list": [...]} or {"dict": {...}}
+  structure: what is returned: a number of `outputs`, null, {"tuple": [...]}, {"list": [...]}, {"dict": {...}} or
+             {"OrderedDict": {...}}
 
 A plan is {"plan": {"values", "steps", "constants", "arena"}, "inputs": slots, "outputs": slots}. All in it is float32.
   A value is [storage, index or offset, height, width, channels, pitch, first channel]; element (n, h, w, c) lies at
@@ -211,9 +212,10 @@ def _structure_numbers(structure: Any, count: int, depth: int) -> None:
     _expect(depth < 64, "what it returns")
     if isinstance(structure, dict):
         ((kind, children),) = structure.items()
-        _expect(kind in ("tuple", "list", "dict"), "what it returns")
-        _expect(isinstance(children, dict if kind == "dict" else list), "what it returns")
-        for child in children.values() if kind == "dict" else children:
+        _expect(kind in ("tuple", "list", "dict", "OrderedDict"), "what it returns")
+        named = kind in ("dict", "OrderedDict")
+        _expect(isinstance(children, dict if named else list), "what it returns")
+        for child in children.values() if named else children:
             _structure_numbers(child, count, depth + 1)
     else:
         _expect(structure is None or (_is_count(structure) and structure < count), "what it returns")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,6 +198,16 @@ def test_compiled_returns_memory_of_its_own() -> None:
         tensor.zero_()
     assert torch.equal(copied, before[1])
     assert all(torch.equal(a, b) for a, b in zip(compiled(image), before, strict=True))
+
+
+def test_compiled_returns_ordered_dicts_and_sizes(tmp_path: Path) -> None:
+    model = Returns(lambda m, y: OrderedDict(out=y, aux=(y.shape[0], None))).eval()
+    compiled = fastcnn.compile(model, random(1, 3, 5, 6))
+    compiled.save(tmp_path / "file")
+    for each in (compiled, fastcnn.load(tmp_path / "file")):
+        output = each(random(3, 3, 5, 6))
+        assert type(output) is OrderedDict and list(output) == ["out", "aux"] and output["aux"] == (3, None)
+        check_value(output["out"], exact(model, random(3, 3, 5, 6))["out"])
 
 
 def test_compiled_returns_contiguous_tensors_where_the_model_asks_for_them() -> None:
