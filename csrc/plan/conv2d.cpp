@@ -22,6 +22,7 @@ struct Ready {
   backends::Switches switches;
   int64_t threads;
   cpu::ImageView<float> image;  // where it lies is not looked at
+  int64_t residual_pitch;
 
   // 2. What runs.
   const char* kernel;
@@ -29,10 +30,10 @@ struct Ready {
   std::shared_ptr<const Prepared::Operands> packed;
   std::vector<std::unique_ptr<const cpu::PreparedConv<float>>> groups;
 
-  bool serves(const cpu::ImageView<float>& i) const {
-    return image.batch == i.batch && image.stride_n == i.stride_n && image.stride_h == i.stride_h &&
-           image.stride_w == i.stride_w && image.stride_c == i.stride_c && threads == cpu::num_threads() &&
-           switches == backends::current();
+  bool serves(const cpu::ImageView<float>& i, int64_t pitch) const {
+    return residual_pitch == pitch && image.batch == i.batch && image.stride_n == i.stride_n &&
+           image.stride_h == i.stride_h && image.stride_w == i.stride_w && image.stride_c == i.stride_c &&
+           threads == cpu::num_threads() && switches == backends::current();
   }
 };
 
@@ -55,8 +56,8 @@ class Conv2dStep final : public Step {
   // Whether a kernel leaves the residual, and the activation after it, to a pass of their own.
   bool adds_after(const char* kernel) const { return residual_ >= 0 && (kernel == kDepthwise || kernel == kPlanar); }
   // As it was made for the call before, where that was of the same kind.
-  std::shared_ptr<const Ready> ready(Call& call) const;
-  std::shared_ptr<const Ready> make_ready(Call& call, const cpu::ImageView<float>& image) const;
+  std::shared_ptr<const Ready> ready(Call& call, const Rows& residual) const;
+  std::shared_ptr<const Ready> make_ready(Call& call, const cpu::ImageView<float>& image, const Rows& residual) const;
   std::unique_ptr<const cpu::PreparedConv<float>> prepare(const char* kernel, Conv2dAlgorithm algorithm,
                                                           const GatherConv<float>& problem) const;
 
@@ -134,25 +135,27 @@ const char* Conv2dStep::kernel(Conv2dAlgorithm algorithm, const GatherConv<float
   return cpu::conv2d_planar_applies(problem) ? kPlanar : kDirect;
 }
 
-std::shared_ptr<const Ready> Conv2dStep::ready(Call& call) const {
+std::shared_ptr<const Ready> Conv2dStep::ready(Call& call, const Rows& residual) const {
   const cpu::ImageView<float> image = call.image(in_);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (ready_ != nullptr && ready_->serves(image)) return ready_;
+    if (ready_ != nullptr && ready_->serves(image, residual.pitch)) return ready_;
   }
-  std::shared_ptr<const Ready> made = make_ready(call, image);
+  std::shared_ptr<const Ready> made = make_ready(call, image, residual);
   const std::lock_guard<std::mutex> lock(mutex_);
   return ready_ = std::move(made);
 }
 
-std::shared_ptr<const Ready> Conv2dStep::make_ready(Call& call, const cpu::ImageView<float>& image) const {
+std::shared_ptr<const Ready> Conv2dStep::make_ready(Call& call, const cpu::ImageView<float>& image,
+                                                    const Rows& residual) const {
   const Conv2dGeometry g = of_batch(call.batch());
   const Conv2dAlgorithm chosen = algorithm(g);
   const auto size = cpu::winograd_size(chosen);
   const auto made = std::make_shared<Ready>();
   made->switches = backends::current(), made->threads = cpu::num_threads(), made->image = image;
+  made->residual_pitch = residual.pitch;
   made->needs_nhwc = g.depthwise() || size.has_value();
-  const Rows out = call.rows(out_), residual = residual_ >= 0 ? call.rows(residual_) : Rows{nullptr, 0};
+  const Rows out = call.rows(out_);
   std::vector<GatherConv<float>> problems = cpu::forward_problems<float>(
       g, made->needs_nhwc ? call.nhwc(in_) : image, weight_, bias_.defined() ? bias_.const_data_ptr<float>() : nullptr,
       fused(activation_), out.data, out.pitch);
@@ -194,9 +197,9 @@ std::unique_ptr<const cpu::PreparedConv<float>> Conv2dStep::prepare(const char* 
 }
 
 void Conv2dStep::run(Call& call) const {
-  const std::shared_ptr<const Ready> r = ready(call);
-  const cpu::ImageView<float> image = r->needs_nhwc ? call.nhwc(in_) : call.image(in_);
   const Rows out = call.rows(out_), residual = residual_ >= 0 ? call.rows(residual_) : Rows{nullptr, 0};
+  const std::shared_ptr<const Ready> r = ready(call, residual);
+  const cpu::ImageView<float> image = r->needs_nhwc ? call.nhwc(in_) : call.image(in_);
   const int64_t pixels = call.pixels(out_), groups = static_cast<int64_t>(r->groups.size());
   const bool adds = adds_after(r->kernel);
 

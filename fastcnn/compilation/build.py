@@ -62,6 +62,7 @@ class _Writer:
             reads |= {value for node in segments[index] for value in node.inputs}
         written = [self._segment(nodes, wanted) for nodes, wanted in zip(segments, needed, strict=True)]
         document = {
+            "dtype": spec.name_of(spec.DTYPE),
             "inputs": graph.signature,
             "batch": graph.batch,
             "segments": written,
@@ -77,7 +78,7 @@ class _Writer:
         if nodes[0].op == ATEN:
             return self._op(nodes[0])
         outputs = [node.output for node in nodes if node.output in wanted]
-        builder = PlanBuilder(nodes, outputs, lambda tensor: self._constant(tensor, torch.float32))
+        builder = PlanBuilder(nodes, outputs, lambda tensor: self._constant(tensor, spec.DTYPE))
         plan = builder.build()
         inputs = [self._slot(value) for value in builder.inputs]
         return {"plan": plan, "inputs": inputs, "outputs": [self._slot(value) for value in outputs]}

@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from fastcnn.compilation.spec import Program, dtype_of, is_known, validate
+from fastcnn.compilation.spec import Program, dtype_of, is_known, name_of, validate
 from fastcnn.train.files import write_atomically
 
 _MAGIC = b"fastcnn\n"
@@ -37,7 +37,7 @@ def write(path: Path, program: Program) -> None:
             raise RuntimeError(f"fastcnn.compile: files may not hold constants of dtype {constant.dtype}")
     tensors = [
         {
-            "dtype": str(constant.dtype).removeprefix("torch."),
+            "dtype": name_of(constant.dtype),
             "shape": list(constant.shape),
             "sha256": hashlib.sha256(_bytes(constant)).hexdigest(),
         }

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from fastcnn.compilation import pure_ops
 from fastcnn.compilation.graph import ATEN, Graph, Input, Node, Value, map_leaves
 from fastcnn.compilation.lowering import LOWERINGS
+from fastcnn.compilation.spec import name_of
 
 # Arithmetic with the batch size.
 _SYMBOLIC = {operator.mul: "mul", operator.add: "add", operator.sub: "sub", operator.floordiv: "floordiv"}
@@ -219,7 +220,7 @@ class _Reader:
                 {
                     "name": node.name,
                     "shape": list(example.shape[1:]),
-                    "dtype": str(example.dtype).removeprefix("torch."),
+                    "dtype": name_of(example.dtype),
                 }
             )
             self.known[node] = value

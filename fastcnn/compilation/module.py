@@ -21,7 +21,9 @@ from fastcnn.compilation.spec import Program
 _TOLERANCE = 1e-2  # of an output's norm: rounding and Winograd's algorithm stay far below
 
 
-def compile(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> CompiledModule:
+def compile(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, dtype: torch.dtype = spec.DTYPE
+) -> CompiledModule:
     """Freezes a network's weights for inference and returns a module that runs it in one call below Python.
 
     Batch norms become part of the convolutions' weights; bias, activations and residual sums part of the layers
@@ -34,6 +36,7 @@ def compile(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Comp
             CompiledModule.refresh.
         example_inputs: Tensor[N, ...], or a tuple or list of them, one for each positional argument of forward. All
             sizes but the batch, and the dtypes, are the ones that the compiled module takes.
+        dtype: what it computes in; torch.float32 alone so far.
 
     Returns:
         The compiled module.
@@ -41,14 +44,19 @@ def compile(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Comp
     Raises:
         RuntimeError: the model is in training mode, is not float32 on the CPU, or writes to its buffers or inputs; or
             one image is a case of its own for it, for which one call of it is compared.
-        TypeError: an example is no tensor with a batch.
+        TypeError: an example is no tensor with a batch, or dtype no torch.dtype.
         ValueError: the examples have different batches.
-        NotImplementedError: an output other than tensors in tuples, lists and dicts; an operator that reads strides.
+        NotImplementedError: another dtype; an output other than tensors in tuples, lists and dicts; an operator that
+            reads strides.
         torch.export's own errors: forward cannot be traced, or works for one batch size only.
 
     Numerics: float32 throughout; batch norms are folded in float64 and rounded once. The result depends neither on the
     number of threads nor on the other images of the batch, as far as torch's operators do not.
     """
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"fastcnn.compile: expected dtype to be a torch.dtype, but got {dtype!r}")
+    if dtype != spec.DTYPE:
+        raise NotImplementedError(f"fastcnn.compile: expected dtype {spec.DTYPE}, the one supported, but got {dtype}")
     examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     return compile_checked(model, examples)
 

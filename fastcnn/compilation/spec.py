@@ -2,6 +2,7 @@
 
 A program is a document (dicts, lists, strings and numbers, as JSON has them) and a list of constants:
 
+  dtype:     what plans compute in and their values are: "float32"
   inputs:    [{"name", "shape": sizes without the batch, "dtype"}]
   batch:     the one batch size that it takes, or null for any
   slots:     how many values pass between the segments; the first ones are the inputs
@@ -10,7 +11,7 @@ A program is a document (dicts, lists, strings and numbers, as JSON has them) an
   structure: what is returned: a number of `outputs`, null, {"tuple": [...]}, {"list": [...]}, {"dict": {...}} or
              {"OrderedDict": {...}}
 
-A plan is {"plan": {"values", "steps", "constants", "arena"}, "inputs": slots, "outputs": slots}. All in it is float32.
+A plan is {"plan": {"values", "steps", "constants", "arena"}, "inputs": slots, "outputs": slots}.
   A value is [storage, index or offset, height, width, channels, pitch, first channel]; element (n, h, w, c) lies at
   base + ((n * height + h) * width + w) * pitch + first channel + c. Storage 0 is the arena, base = batch * offset; 1 is
   the plan's input number index, a tensor of any strides, pitch 0; 2 its output number index, allocated channels_last
@@ -60,6 +61,8 @@ _STEPS = (  # name, length of the record
     ("scale_images", 4),
 )
 OPCODES = {name: code for code, (name, _) in enumerate(_STEPS)}
+
+DTYPE = torch.float32  # what plans compute in
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool)
 _INT_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -115,6 +118,11 @@ def dtype_of(name: str) -> torch.dtype:
     return dtype
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """What dtype_of takes."""
+    return str(dtype).removeprefix("torch.")
+
+
 def is_known(dtype: torch.dtype) -> bool:
     """Whether documents have a name for a dtype."""
     return dtype in _NAMED["dtype"].values()
@@ -138,7 +146,9 @@ class _Check:
 
     def run(self) -> None:
         document = self.document
-        _expect(set(document) == {"inputs", "batch", "slots", "segments", "outputs", "structure"}, "its keys")
+        if document["dtype"] != name_of(DTYPE):
+            raise ValueError(f"it computes in {document['dtype']}, and this version in {name_of(DTYPE)} alone")
+        _expect(set(document) == {"dtype", "inputs", "batch", "slots", "segments", "outputs", "structure"}, "its keys")
         _expect(document["batch"] is None or _is_count(document["batch"]), "its batch")
         _expect(_is_count(document["slots"]), "its number of slots")
         _expect(isinstance(document["inputs"], list) and len(document["inputs"]) > 0, "its inputs")

@@ -130,6 +130,14 @@ def test_compile_refuses_other_dtypes_and_devices(model: nn.Module) -> None:
         fastcnn.compile(copy.deepcopy(model).to("meta"), random(1, 3, 7, 8))
 
 
+def test_compile_refuses_to_compute_in_other_dtypes(model: nn.Module) -> None:
+    assert fastcnn.compile(model, random(1, 3, 7, 8), dtype=torch.float32)(random(2, 3, 7, 8)).dtype == torch.float32
+    with pytest.raises(NotImplementedError, match=r"dtype torch.float32, the one supported, but got torch.bfloat16"):
+        fastcnn.compile(model, random(1, 3, 7, 8), dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match=r"to be a torch.dtype, but got 'float32'"):
+        fastcnn.compile(model, random(1, 3, 7, 8), dtype="float32")
+
+
 @pytest.mark.parametrize(
     ("examples", "error", "message"),
     [

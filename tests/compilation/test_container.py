@@ -157,6 +157,7 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     "dtype": (_set("tensors", 0, "dtype", "object"), "KeyError: 'object'"),
     "no tensors": (_set("tensors", []), "more in it than it says"),
     "tensors null": (_set("tensors", None), "TypeError"),
+    "dtype of the program": (_set(PROGRAM, "dtype", "bfloat16"), "in bfloat16, and this version in float32 alone"),
     "operator": (_set(PROGRAM, "segments", OP, "op", "aten.from_file.default"), "that a file may name"),
     "writing operator": (
         _set(PROGRAM, "segments", OP, "op", "aten.relu_.default"),

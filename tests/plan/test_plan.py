@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.masked import masked_tensor
 from torch.nn import functional as F
 
-BATCHES = [0, 1, 3]
+BATCHES = [0, 1, 3, 9]
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +79,26 @@ def test_network_matches_torch_with_memory_used_again(batch: int, threads: int) 
     assert len(made.describe()) == len(plan.steps)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("batch", [7, 8, 13])
+def test_batches_run_in_parts_that_share_nothing(batch: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    size = 300  # the arena of an image is larger than a cache
+    weight = torch.randn(16, 2, 3, 3)
+    plan = PlanBuilder()
+    source, added = plan.input(2, size, size), plan.input(16)
+    hidden, pooled = plan.inside(16, size, size), plan.inside(16, 1, 1)
+    plan.conv2d(source, hidden, weight, None, padding=(1, 1), activation=RELU)
+    plan.step(ADAPTIVE_AVG_POOL2D, hidden, pooled)
+    plan.step(ADD, pooled, added, plan.output(16), NONE)
+    plan.step(COPY, hidden, plan.output(16, size, size))
+    x, y = torch.randn(batch, 2, size, size), torch.randn(batch, 32)[:, ::2]
+    convolved = F.relu(F.conv2d(x.double(), weight.double(), padding=1))
+    made = plan.make()
+    for _ in range(2):
+        check_plan(made, [x, y], [convolved.mean((2, 3)) + y.double(), convolved], 18 * 16)
+
+
 def test_output_may_be_written_in_parts() -> None:
     x = torch.randn(2, 3, 4, 4)
     plan = PlanBuilder()
@@ -95,7 +115,7 @@ def test_threads_may_share_a_plan() -> None:
     def work(seed: int) -> None:
         torch.set_num_threads(2)
         generator = torch.Generator().manual_seed(seed)
-        for batch in (1, 4, 2, 3):
+        for batch in (1, 4, 9, 2, 3):
             x = torch.randn(batch, 3, 12, 10, generator=generator)
             check_plan(made, [x], reference(x), 4000)
 

@@ -138,6 +138,38 @@ def test_conv2d_holds_the_algorithm_in_force(algorithm: str, kernel: int, channe
         assert recorded(lambda: made.run([x, added])) == ["conv2d_direct"]
 
 
+@pytest.mark.parametrize("config", [c for c in CONVS if c.get("residual")] + [CONVS[0], CONVS[6]])
+def test_conv2d_is_made_ready_anew_where_a_call_differs_from_the_one_before(config: dict[str, Any]) -> None:
+    c, k, (kernel_h, kernel_w) = config["c"], config["k"], config["kernel"]
+    options = {name: config[name] for name in ("stride", "padding", "groups") if name in config}
+    weight = torch.randn(k, c // options.get("groups", 1), kernel_h, kernel_w)
+    out_size = F.conv2d(torch.zeros(1, c, 11, 9), weight, **options).shape[1:]
+    plan = PlanBuilder()
+    source, addend, out = plan.input(c, 11, 9), plan.input(*out_size), plan.output(*out_size)
+    plan.conv2d(source, out, weight, None, addend, RELU, **options)
+    made = plan.make()
+
+    def run(batch: int, layout: str, wide: int) -> None:
+        x = with_layout(torch.randn(batch, c, 11, 9), layout)
+        added = torch.randn(batch, k + wide, *out_size[1:]).to(memory_format=torch.channels_last)[:, wide:]
+        wanted = F.relu(F.conv2d(x.double(), weight.double(), **options) + added.double())
+        check_plan(made, [x, added], [wanted], 16 * weight[0].numel())
+
+    # What changes from one call to the next is only one of these.
+    for batch in (2, 1):
+        for layout in LAYOUTS:
+            for wide in (0, 5):
+                run(batch, layout, wide)
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        run(1, "strided", 5)
+    with backends.winograd(False):
+        run(1, "strided", 5)
+    with backends.cpu_capability("baseline"):
+        run(1, "strided", 5)
+    run(1, "strided", 5)
+
+
 def test_conv2d_of_many_transformed_weights_matches_torch() -> None:
     weight = torch.randn(256, 160, 3, 3)
     x, added = torch.randn(3, 160, 6, 6), torch.randn(3, 256, 6, 6)
