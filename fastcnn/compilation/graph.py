@@ -23,6 +23,7 @@ PLAN_OPS = (
     "activation",
     "scale_images",
     "concat",
+    "split",
 )
 ATEN = "aten"
 RESHAPE = "reshape"
@@ -78,7 +79,7 @@ class Node:
     Attributes:
         op: one of PLAN_OPS, ATEN or RESHAPE.
         inputs: the values it reads; of a convolution, the residual comes second.
-        outputs: one value, or what an op of torch's returns.
+        outputs: one value, or what an op of torch's returns, or the runs of channels that a value is split into.
         attributes: numbers of a plan's step; `op`, `args` and `kwargs` of one of torch's (Input and Tensor inside).
         constants: weights, by the names that the step has for them; what passes compute is float64.
     """
@@ -91,7 +92,7 @@ class Node:
 
     @property
     def output(self) -> Value:
-        """The one output of a plan's step."""
+        """The one output of a plan's step that is no split."""
         return self.outputs[0]
 
 

@@ -5,6 +5,8 @@ The order matters: see optimize.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ def optimize(graph: Graph) -> None:
     _fuse_activation(graph)
     _nest_concats(graph)
     graph.remove_unused()
+    _join_siblings(graph)
 
 
 def _move_reshapes_back(graph: Graph) -> None:
@@ -150,6 +153,41 @@ def _fuse_activation(graph: Graph) -> None:
             layer.outputs = node.outputs
             producers[layer.output] = layer
             graph.nodes.remove(node)
+
+
+def _join_siblings(graph: Graph) -> None:
+    """Makes convolutions of one input and one form a single one, whose channels the next ones read in part.
+
+    Of an Inception block that is the 1x1 layers in front of its 3x3 and 5x5 ones. What goes into a concat stays apart,
+    as it is written there; so does what others than convolutions read, and graphs that are more than one plan.
+    """
+    if any(node.op == ATEN for node in graph.nodes):
+        return
+    users = graph.users()
+    siblings: dict[tuple[Any, ...], list[Node]] = {}
+    for node in graph.nodes:
+        alone = node.op == "conv2d" and len(node.inputs) == 1 and node.output not in graph.outputs
+        if not alone or node.attributes["groups"] > 1:
+            continue
+        if all(user.op == "conv2d" and user.inputs[0] is node.output for user in users[node.output]):
+            form = repr(sorted(node.attributes.items())), node.constants["weight"].shape[1:], "bias" in node.constants
+            siblings.setdefault((node.inputs[0], *form), []).append(node)
+    for alike in siblings.values():
+        if len(alike) > 1:
+            _join(graph, alike)
+
+
+def _join(graph: Graph, convs: list[Node]) -> None:
+    """Puts one convolution and a split in the place of the first of several."""
+    first = convs[0]
+    names = "+".join(conv.output.name for conv in convs)
+    joined = Value(names, (sum(conv.output.channels for conv in convs), *first.output.sizes[1:]))
+    constants = {name: torch.cat([conv.constants[name] for conv in convs]) for name in first.constants}
+    nodes = [
+        Node("conv2d", list(first.inputs), [joined], first.attributes, constants),
+        Node("split", [joined], [conv.output for conv in convs]),
+    ]
+    graph.nodes = [new for old in graph.nodes for new in (nodes if old is first else [] if old in convs else [old])]
 
 
 def _nest_concats(graph: Graph) -> None:

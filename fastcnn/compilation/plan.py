@@ -33,7 +33,7 @@ class PlanBuilder:
         """Takes the plan's nodes in order, the values that others need of it, and what numbers its constants."""
         self.nodes = nodes
         self.constant = constant
-        made = {node.output for node in nodes}
+        made = {value for node in nodes for value in node.outputs}
         self.inputs = list(dict.fromkeys(v for node in nodes for v in node.inputs if v not in made))
         self.outputs = list(outputs)
         self.parents = _slices(nodes)
@@ -62,6 +62,8 @@ class PlanBuilder:
         return {"values": records, "steps": steps, "constants": self.constants, "arena": arena}
 
     def _emit(self, node: Node) -> None:
+        if node.op == "split":  # those who read a part know where it lies
+            return
         output = _whole(node.output)
         if node.op == "concat":
             first = 0
@@ -139,7 +141,10 @@ def _whole(value: Value) -> _Part:
 
 
 def _slices(nodes: Sequence[Node]) -> dict[Value, tuple[Value, int]]:
-    """By value that its producer writes straight into a concat: that concat's output and the first channel there."""
+    """By value that lies within another: that one, and the first channel there.
+
+    It is what a split gives, or what its producer writes straight into a concat.
+    """
     parents: dict[Value, tuple[Value, int]] = {}
     made: set[Value] = set()
     for node in nodes:
@@ -149,7 +154,12 @@ def _slices(nodes: Sequence[Node]) -> dict[Value, tuple[Value, int]]:
                 if value in made:
                     parents.setdefault(value, (node.output, first))
                 first += value.channels
-        made.add(node.output)
+        if node.op == "split":
+            first = 0
+            for value in node.outputs:
+                parents[value] = (node.inputs[0], first)
+                first += value.channels
+        made.update(node.outputs)
     return parents
 
 

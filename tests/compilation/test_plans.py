@@ -108,6 +108,21 @@ def cases() -> dict[str, tuple[Any, list[nn.Module], list[str]]]:
             [conv(), nn.Conv2d(8, 3, 1)],
             ["conv2d", "copy", "activation", "conv2d"],
         ),
+        "siblings": (
+            lambda x, c, d, e, n, f, g: torch.cat([c(x), f(F.relu(d(x))), g(F.relu(n(e(x))))], 1),
+            [conv(4, 1), nn.Conv2d(4, 3, 1), nn.Conv2d(4, 5, 1), norm(5), nn.Conv2d(3, 2, 3, 1, 1), nn.Conv2d(5, 6, 1)],
+            ["conv2d"] * 4,
+        ),
+        "siblings read twice": (
+            lambda x, c, d, e, f: (lambda y, z: F.relu(e(y) + f(y) + e(z) + f(z)))(c(x), d(x)),
+            [conv(), conv(), conv(), conv()],
+            ["conv2d"] * 5,
+        ),
+        "no siblings": (  # of another activation, with bias, of another stride, added to, given back
+            lambda x, c, d, e, f, g: (g(F.relu(c(x))) + g(d(x)) + g(e(x)), F.relu(g(x) + x), f(x)),
+            [conv(), conv(), nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 3, 2, 1), conv()],
+            ["conv2d"] * 8,
+        ),
         "dropped": (lambda x, c: F.dropout(c(x).clone().contiguous().detach(), training=False), [conv()], ["conv2d"]),
         "written in place": (lambda x, c: (lambda y: y.add_(x).relu_())(c(x)), [conv()], ["conv2d"]),
         "view written in place": (
