@@ -46,7 +46,12 @@ KERNELS = [
             Mutation("index", "static_cast<int>(b.depth_begin) + Map", "Map", "conv2d_gemm_tiles.cuh"),
             Mutation("arithmetic", "if (kAlongRows || p_.depth_parts > 1)", "if (kAlongRows)", "conv2d_gemm_tiles.cuh"),
             Mutation("index", "plan.blocks *= p.depth_parts;", "", "conv2d_gemm_launch.cu"),
-            Mutation("index", "return result_columns(args) <= kNarrow &&", "return", "conv2d_gemm_launch.cu"),
+            Mutation(
+                "index",
+                "is_narrow(args) ? kernel_of<kNarrow>(args) : kernel_of<kWide>(args)",
+                "kernel_of<kNarrow>(args)",
+                "conv2d_gemm_launch.cu",
+            ),
             Mutation("index", "if (!grad_weight && alone)", "if (!grad_weight)", "conv2d_gemm_launch.cu"),
             Mutation("index", "kernel_step = a.stride / divisor", "kernel_step = a.stride", "conv2d_window.cuh"),
             Mutation("arithmetic", "/ divisor + 1;", "/ divisor;", "conv2d_problem.h"),
