@@ -5,7 +5,7 @@ spec.py describes the records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,11 +66,9 @@ class PlanBuilder:
             return
         output = _whole(node.output)
         if node.op == "concat":
-            first = 0
-            for value in node.inputs:
+            for value, first in _side_by_side(node.inputs):
                 if self.parents.get(value) != (node.output, first):
                     self.steps.append(("copy", [_whole(value), _Part(node.output, first, value.channels)], []))
-                first += value.channels
         else:
             self.steps.append((node.op, [*map(_whole, node.inputs), output], self._numbers(node)))
         if node.output in self.outputs and node.output not in self.returned:
@@ -140,6 +138,14 @@ def _whole(value: Value) -> _Part:
     return _Part(value, 0, value.channels)
 
 
+def _side_by_side(values: Sequence[Value]) -> Iterator[tuple[Value, int]]:
+    """Values whose channels follow one another, each with its first channel."""
+    first = 0
+    for value in values:
+        yield value, first
+        first += value.channels
+
+
 def _slices(nodes: Sequence[Node]) -> dict[Value, tuple[Value, int]]:
     """By value that lies within another: that one, and the first channel there.
 
@@ -149,16 +155,12 @@ def _slices(nodes: Sequence[Node]) -> dict[Value, tuple[Value, int]]:
     made: set[Value] = set()
     for node in nodes:
         if node.op == "concat":
-            first = 0
-            for value in node.inputs:
+            for value, first in _side_by_side(node.inputs):
                 if value in made:
                     parents.setdefault(value, (node.output, first))
-                first += value.channels
         if node.op == "split":
-            first = 0
-            for value in node.outputs:
+            for value, first in _side_by_side(node.outputs):
                 parents[value] = (node.inputs[0], first)
-                first += value.channels
         made.update(node.outputs)
     return parents
 

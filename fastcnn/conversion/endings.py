@@ -17,7 +17,7 @@ def ending(module: nn.Module) -> str | None:
     """
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         return "" if _does_no_more(module) else None
-    if not any(isinstance(inner, (nn.BatchNorm1d, nn.BatchNorm2d)) for inner in module.modules()):
+    if not holds_norm(module):
         return None
     kind = original_class(module)
     if isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward:
@@ -30,6 +30,11 @@ def ending(module: nn.Module) -> str | None:
         return None
     (output,) = (node.args[0] for node in traced.graph.nodes if node.op == "output")
     return of_value(output, module)
+
+
+def holds_norm(module: nn.Module) -> bool:
+    """Whether there is a batch norm in a module, or it is one."""
+    return any(isinstance(inner, (nn.BatchNorm1d, nn.BatchNorm2d)) for inner in module.modules())
 
 
 def _does_no_more(norm: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcnn.conversion import patterns
 from fastcnn.conversion.derived import derived, is_exchanged, refusal
-from fastcnn.conversion.endings import ELSEWHERE, ending
+from fastcnn.conversion.endings import ELSEWHERE, ending, holds_norm
 from fastcnn.conversion.fused import FusedBatchNormAct2d, FusedForward, FusedSequential, find_relu, is_fast_norm
 from fastcnn.conversion.layers import class_for, conversion, original_class
 from fastcnn.conversion.recipe import Recipe, Variant
@@ -106,8 +106,7 @@ def _norms(module: nn.Module, containers: tuple[type[nn.Module], ...]) -> Iterat
 
 def _may_end_others(module: nn.Module) -> bool:
     """Whether a module's forward may have a ReLU for the batch norms of the modules in it."""
-    mentions = _mentions_relu(module, original_class(module))
-    return mentions and any(isinstance(inner, (nn.BatchNorm1d, nn.BatchNorm2d)) for inner in module.modules())
+    return _mentions_relu(module, original_class(module)) and holds_norm(module)
 
 
 def _plan_norm_act(module: Any, name: str, result: Plan) -> None:
