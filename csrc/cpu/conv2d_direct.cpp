@@ -222,9 +222,16 @@ class DirectRun final : public PreparedConv<T> {
         for (int64_t b = first.block; b < blocks_.count && b <= last.block; ++b) {
           const int64_t p0 = b == first.block ? first.pixel : 0, p1 = b == last.block ? last.pixel : pixels.count();
           if (p0 == p1) continue;
-          if (packs_once) packing_.pack_block(b, buffer + copy_size);
-          multiply(data, input, pixels, p0, p1, b,
-                   packs_once ? buffer + copy_size : packed_data + packing_.block_offset(b));
+          if (packs_once) {
+            packing_.pack_block(b, buffer + copy_size);
+            multiply(data, input, pixels, p0, p1, b, buffer + copy_size, nullptr);
+          } else {
+            // The thread's next block, the first one where it goes on to another chunk.
+            const bool more = b < last.block || task + 1 < end;
+            const int64_t next = b + 1 < blocks_.count ? b + 1 : 0;
+            multiply(data, input, pixels, p0, p1, b, packed_data + packing_.block_offset(b),
+                     more ? packed_data + packing_.block_offset(next) : nullptr);
+          }
         }
       }
     });
@@ -326,9 +333,9 @@ class DirectRun final : public PreparedConv<T> {
     copy_window_rows(image, copied_, n, i0, i1, depth_, buffer);
   }
 
-  // The outputs of pixels [first, last) in a block of lanes.
+  // The outputs of pixels [first, last) in a block of lanes; the weights of the next product are null, or at `next`.
   void multiply(const GatherData<T>& data, const Element* input, const Pixels& pixels, int64_t first, int64_t last,
-                int64_t block, const Element* packed) const {
+                int64_t block, const Element* packed, const Element* next) const {
     const int64_t vector = blocks_.first_vector(block), lane = vector * blocks_.width;
     const int vectors = static_cast<int>(blocks_.first_vector(block + 1) - vector);
     int64_t group_begin = 0;
@@ -336,12 +343,13 @@ class DirectRun final : public PreparedConv<T> {
       const int64_t begin = std::max(first, group_begin), end = std::min(last, pixels.group_ends[group]);
       if (begin >= end) continue;
       const std::vector<Conv2dSegment>& segments = groups_[group].segments;
-      kernel_.conv2d_direct(
-          {input, pixels.in_offsets.data() + begin, data.output + lane, pixels.out_offsets.data() + begin, end - begin,
-           segments.data(), static_cast<int64_t>(segments.size()), packed,
-           p_.bias != nullptr ? p_.bias + lane : nullptr, vectors,
-           std::min<int64_t>(p_.lanes - lane, vectors * blocks_.width), p_.activation,
-           data.residual != nullptr ? data.residual + lane : nullptr, pixels.residual_offsets.data() + begin});
+      kernel_.conv2d_direct({input, pixels.in_offsets.data() + begin, data.output + lane,
+                             pixels.out_offsets.data() + begin, end - begin, segments.data(),
+                             static_cast<int64_t>(segments.size()), packed,
+                             p_.bias != nullptr ? p_.bias + lane : nullptr, vectors,
+                             std::min<int64_t>(p_.lanes - lane, vectors * blocks_.width), p_.activation,
+                             data.residual != nullptr ? data.residual + lane : nullptr,
+                             pixels.residual_offsets.data() + begin, end == last ? next : nullptr});
     }
   }
 

@@ -215,11 +215,15 @@ class WinogradRun final : public PreparedConv<T> {
     for (int64_t plane = 0; plane < size_.planes(); ++plane)
       for (int64_t b = first_block; b < last_block; ++b) {
         const int64_t lane = blocks_.first_lane(b) - first_lane, lanes = blocks_.first_lane(b + 1) - first_lane - lane;
+        const Element* weight = weights + plane * weight_stride + lane * p_.image.depth;
+        const Element* next = b + 1 < last_block           ? weight + lanes * p_.image.depth
+                              : plane + 1 < size_.planes() ? weights + (plane + 1) * weight_stride
+                                                           : nullptr;
         product_.conv2d_direct({inputs.data + plane * inputs.plane_stride, input_offsets.data(),
                                 products.data + plane * products.plane_stride + lane, product_offsets.data(), tiles,
-                                segments_.data(), static_cast<int64_t>(segments_.size()),
-                                weights + plane * weight_stride + lane * p_.image.depth, nullptr,
-                                static_cast<int>(lanes / blocks_.width), lanes, Activation::none, nullptr, nullptr});
+                                segments_.data(), static_cast<int64_t>(segments_.size()), weight, nullptr,
+                                static_cast<int>(lanes / blocks_.width), lanes, Activation::none, nullptr, nullptr,
+                                next});
       }
   }
 

@@ -38,6 +38,7 @@ struct Conv2dDirectArgs {
   Activation activation;            // a rectifier
   const T* residual;                // or null; may be the output
   const int64_t* residual_offsets;  // [pixels]
+  const Compute<T>* next_weight;    // of the next call, as much as this one's, or null: fetched meanwhile
 };
 
 // The same sum for a handful of output channels, with the lanes over positions: planes of one input channel each, rows
