@@ -58,6 +58,8 @@ struct TapGroup {
   std::vector<int64_t> rows, cols;
   int64_t first_h, first_w;
   std::vector<Conv2dSegment> segments;
+  // What a column adds to the offset of its row's first window, output and residual.
+  std::vector<int64_t> in_cols, out_cols, residual_cols;
 
   // For rows `row_stride` and columns `depth`-or-more apart.
   TapGroup(const WindowGrid& grid, const WindowClass& positions, int64_t depth, int64_t row_stride, int64_t col_stride)
@@ -193,7 +195,7 @@ class DirectRun final : public PreparedConv<T> {
     row_stride_ = copies_ ? depth_ * ((g.cols - 1) * g.step_w + g.max_w() - g.min_w() + 1) : image.stride_h / pair_;
     col_stride_ = copies_ ? depth_ : image.stride_w / pair_;
     image_size_ = copies_ ? window_rows_size(g, chunks_.rows, depth_) : image.stride_n / pair_;
-    groups_.emplace_back(g, all_positions(g), depth_, row_stride_, col_stride_);
+    add_group(all_positions(g));
   }
 
   void run(const GatherData<T>& data) const override {
@@ -243,6 +245,12 @@ class DirectRun final : public PreparedConv<T> {
     std::vector<int64_t> in_offsets, out_offsets, residual_offsets, group_ends;
 
     int64_t count() const { return static_cast<int64_t>(in_offsets.size()); }
+    // And gets ready for at most so many.
+    void clear(int64_t most, bool residual) {
+      for (std::vector<int64_t>* v : {&in_offsets, &out_offsets, &residual_offsets, &group_ends}) v->clear();
+      in_offsets.reserve(most), out_offsets.reserve(most);
+      if (residual) residual_offsets.reserve(most);
+    }
   };
   // Of a chunk's outputs, in the order of their lane blocks.
   struct Place {
@@ -256,6 +264,13 @@ class DirectRun final : public PreparedConv<T> {
     const int vectors = static_cast<int>(ceil_div(blocks_.vectors, blocks_.count));
     const int64_t tile = kernel_.rows_for(vectors), pixel = at % count;
     return {at / count, count < kManyTiles * tile ? pixel : pixel / tile * tile};
+  }
+
+  // A row's offsets: thousands a call, which push_back takes several times as long for.
+  static void append(std::vector<int64_t>& offsets, int64_t row, const std::vector<int64_t>& cols) {
+    const size_t first = offsets.size();
+    offsets.resize(first + cols.size());
+    for (size_t j = 0; j < cols.size(); ++j) offsets[first + j] = row + cols[j];
   }
 
   // Whether to leave out the taps outside the image, and the plan for that.
@@ -281,8 +296,17 @@ class DirectRun final : public PreparedConv<T> {
     copied_ = {image.height, image.width, 1, 1, {{0, 0, 0}}};
     chunks_ = chunks;
     row_stride_ = image.width * depth_, col_stride_ = depth_, image_size_ = image_size;
-    for (const WindowClass& c : classes) groups_.emplace_back(g, c, depth_, row_stride_, col_stride_);
+    for (const WindowClass& c : classes) add_group(c);
     return true;
+  }
+
+  void add_group(const WindowClass& positions) {
+    TapGroup& group = groups_.emplace_back(p_.grid, positions, depth_, row_stride_, col_stride_);
+    for (const int64_t j : group.cols) {
+      group.in_cols.push_back(j * p_.grid.step_w * col_stride_);
+      group.out_cols.push_back(j * p_.out_stride_w);
+      if (p_.residual != nullptr) group.residual_cols.push_back(j * p_.residual_stride_w);
+    }
   }
 
   // Multiplications by the taps' weights, and loads of these.
@@ -301,22 +325,18 @@ class DirectRun final : public PreparedConv<T> {
         copy(image, n, i0, whole_image_ ? copied_.rows : i1, buffer + (n - n0) * image_size_);
     // The copy begins at the first row's and the first column's first tap.
     const int64_t top = copies_ ? i0 * copied_.step_h + copied_.min_h() : 0, left = copies_ ? copied_.min_w() : 0;
-    pixels.in_offsets.clear(), pixels.out_offsets.clear(), pixels.residual_offsets.clear(), pixels.group_ends.clear();
+    pixels.clear((n1 - n0) * (i1 - i0) * g.cols, p_.residual != nullptr);
     for (const TapGroup& group : groups_) {
       for (int64_t n = n0; n < n1; ++n)
         for (const int64_t i : group.rows) {
           if (i < i0 || i >= i1) continue;
-          const int64_t in_row = (copies_ ? n - n0 : n) * image_size_ +
-                                 (i * g.step_h + group.first_h - top) * row_stride_ +
-                                 (group.first_w - left) * col_stride_;
-          const int64_t out_row = n * p_.out_stride_n + i * p_.out_stride_h;
-          for (const int64_t j : group.cols) {
-            pixels.in_offsets.push_back(in_row + j * g.step_w * col_stride_);
-            pixels.out_offsets.push_back(out_row + j * p_.out_stride_w);
-          }
-          if (p_.residual == nullptr) continue;
-          const int64_t residual_row = n * p_.residual_stride_n + i * p_.residual_stride_h;
-          for (const int64_t j : group.cols) pixels.residual_offsets.push_back(residual_row + j * p_.residual_stride_w);
+          append(pixels.in_offsets,
+                 (copies_ ? n - n0 : n) * image_size_ + (i * g.step_h + group.first_h - top) * row_stride_ +
+                     (group.first_w - left) * col_stride_,
+                 group.in_cols);
+          append(pixels.out_offsets, n * p_.out_stride_n + i * p_.out_stride_h, group.out_cols);
+          if (p_.residual != nullptr)
+            append(pixels.residual_offsets, n * p_.residual_stride_n + i * p_.residual_stride_h, group.residual_cols);
         }
       pixels.group_ends.push_back(static_cast<int64_t>(pixels.in_offsets.size()));
     }

@@ -12,25 +12,30 @@ constexpr int64_t kLineBytes = 64;
 // 1).
 constexpr int64_t kLeastAhead = 8;
 
-// The segments [first, last) of a reduction, and what a tile fetches meanwhile: `ahead_step` bytes an element, of them
-// two lines at most.
-struct Conv2dChains {
-  int64_t first, last;
-  const char* ahead;  // null: nothing
+// A share is this many elements of a reduction, or fewer where a chain ends: few enough for its weights to stay near.
+constexpr int64_t kShareElements = 128, kShareSegments = 16;
+
+// A part of a tile's reduction: neighbouring segments, of which but the last one may flush.
+struct Conv2dShare {
+  const Conv2dSegment* segments;
+  int64_t num_segments;
+  bool resumes, has_sums;  // a chain that the share before began; sums of chains before that
+  bool finishes;           // the reduction
+  const char* ahead;       // fetched meanwhile, `ahead_step` bytes an element, of them two lines at most; null: nothing
   int64_t ahead_step;
 };
 
-// Adds chains, each of which but the reduction's last ends in a flush, up in `partial`, where those before have left
-// their sums. The last one finishes the tile.
+// Adds a share up. What a chain has come to when its share ends is kept in `running`, sums of whole chains in `sums`;
+// the last share finishes the tile.
 template <typename T, int Rows, int Vectors, bool Ahead>
-void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel, const Conv2dChains& chains, Compute<T>* partial) {
+void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel, const Conv2dShare& share, Compute<T>* running,
+                        Compute<T>* sums) {
   using V = Vec<T>;
   using Reg = typename V::Reg;
   constexpr int kWidth = V::kWidth;
-  const bool finishes = chains.last == a.num_segments;
 
   // 1. Fetch the output's lines: stores that miss would stall the next tile.
-  if (finishes) {
+  if (share.finishes) {
 #pragma GCC unroll 16
     for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 4
@@ -40,15 +45,16 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel, const Conv2
 
   // 2. Accumulate, in partial sums that the segments' flush marks end.
   Reg acc[Rows][Vectors];
-  bool has_partial = chains.first > 0;
-  const char* ahead = chains.ahead;
+  bool has_sums = share.has_sums;
+  const char* ahead = share.ahead;
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) acc[m][v] = V::zero();
+    for (int v = 0; v < Vectors; ++v)
+      acc[m][v] = share.resumes ? V::load(running + (m * Vectors + v) * kWidth) : V::zero();
 
-  for (int64_t s = chains.first; s < chains.last; ++s) {
-    const Conv2dSegment segment = a.segments[s];
+  for (int64_t s = 0; s < share.num_segments; ++s) {
+    const Conv2dSegment segment = share.segments[s];
     const Compute<T>* w = a.weight + segment.weight * (Vectors * kWidth);
     const Compute<T>* in[Rows];
 #pragma GCC unroll 16
@@ -67,7 +73,7 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel, const Conv2
       if constexpr (Ahead) {
         __builtin_prefetch(ahead, /*for writing=*/0, /*second-level cache=*/2);
         __builtin_prefetch(ahead + kLineBytes, 0, 2);
-        ahead += chains.ahead_step;
+        ahead += share.ahead_step;
       }
     }
     if (segment.flush) {
@@ -75,15 +81,21 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel, const Conv2
       for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) {
-          Compute<T>* p = partial + (m * Vectors + v) * kWidth;
-          V::store(p, has_partial ? V::add(V::load(p), acc[m][v]) : acc[m][v]);
+          Compute<T>* p = sums + (m * Vectors + v) * kWidth;
+          V::store(p, has_sums ? V::add(V::load(p), acc[m][v]) : acc[m][v]);
           acc[m][v] = V::zero();
         }
-      has_partial = true;
+      has_sums = true;
     }
   }
 
-  if (!finishes) return;
+  if (!share.finishes) {
+#pragma GCC unroll 16
+    for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) V::store(running + (m * Vectors + v) * kWidth, acc[m][v]);
+    return;
+  }
 
   // 3. Epilogue: partial sums, bias, residual, rectifier, store.
   const int last = static_cast<int>(a.channels - (Vectors - 1) * kWidth);
@@ -95,7 +107,7 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel, const Conv2
 #pragma GCC unroll 16
     for (int m = 0; m < Rows; ++m) {
       Reg y = acc[m][v];
-      if (has_partial) y = V::add(y, V::load(partial + (m * Vectors + v) * kWidth));
+      if (has_sums) y = V::add(y, V::load(sums + (m * Vectors + v) * kWidth));
       y = V::add(y, bias);
       if (a.residual != nullptr) {
         const T* residual = a.residual + a.residual_offsets[pixel + m] + v * kWidth;
@@ -113,41 +125,56 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel, const Conv2
 }
 
 // Many tiles run through the whole reduction one after the other. Few tiles would wait for weights that come from
-// beyond the second-level cache: they share each chain's while it lies there, and fetch the next one's.
+// beyond the second-level cache: they take turns at each share of it, and fetch the next share's meanwhile.
 template <typename T>
 void conv2d_direct(const Conv2dDirectArgs<T>& a) {
   with_count<kMaxVectors>(a.vectors, [&]<int Vectors>() {
     constexpr int kRows = rows_for(Vectors), kTile = kRows * Vectors * Vec<T>::kWidth;
     constexpr int64_t kElement = Vectors * Vec<T>::kWidth, kBytes = kElement * sizeof(Compute<T>);
     constexpr int64_t kFewTiles = kBytes / kLeastAhead;
-    Compute<T> partial[kFewTiles * kTile];
     const int64_t tiles = (a.pixels + kRows - 1) / kRows;
     if (tiles > kFewTiles) {
+      Compute<T> sums[kTile];
+      const Conv2dShare whole{a.segments, a.num_segments, false, false, true, nullptr, 0};
       over_tiles<kRows>(a.pixels, [&]<int Rows>(int64_t pixel) {
-        conv2d_direct_tile<T, Rows, Vectors, false>(a, pixel, {0, a.num_segments, nullptr, 0}, partial);
+        conv2d_direct_tile<T, Rows, Vectors, false>(a, pixel, whole, nullptr, sums);
       });
       return;
     }
-    Conv2dChains chain{0, 0, nullptr, (kBytes + tiles - 1) / tiles};
+    Compute<T> running[kFewTiles * kTile], sums[kFewTiles * kTile];
+    Conv2dSegment segments[kShareSegments];
+    Conv2dShare share{segments, 0, false, false, false, nullptr, (kBytes + tiles - 1) / tiles};
+    int64_t s = 0, taken = 0;  // the next segment, and what of it was in shares before
     do {
-      chain.first = chain.last;
-      while (chain.last < a.num_segments && !a.segments[chain.last++].flush) {
-      }
-      const Compute<T>* next =
-          chain.last < a.num_segments ? a.weight + a.segments[chain.last].weight * kElement : a.next_weight;
-      chain.ahead = reinterpret_cast<const char*>(next);
-      int64_t reduction = 0;
-      for (int64_t s = chain.first; next != nullptr && s < chain.last; ++s) reduction += a.segments[s].length;
-      over_tiles<kRows>(a.pixels, [&]<int Rows>(int64_t pixel) {
-        Compute<T>* sums = partial + pixel * kElement;
-        if (next == nullptr) {
-          conv2d_direct_tile<T, Rows, Vectors, false>(a, pixel, chain, sums);
+      int64_t elements = 0;
+      bool flushes = false;
+      share.num_segments = 0;
+      while (s < a.num_segments && elements < kShareElements && share.num_segments < kShareSegments && !flushes) {
+        Conv2dSegment& part = segments[share.num_segments++] = a.segments[s];
+        part.offset += taken, part.weight += taken, part.length -= static_cast<int32_t>(taken);
+        if (const int64_t room = kShareElements - elements; part.length > room) {
+          part.length = static_cast<int32_t>(room), part.flush = false;
+          taken += room;
         } else {
-          conv2d_direct_tile<T, Rows, Vectors, true>(a, pixel, chain, sums);
-          chain.ahead += reduction * chain.ahead_step;
+          flushes = part.flush;
+          ++s, taken = 0;
+        }
+        elements += part.length;
+      }
+      share.finishes = s == a.num_segments;
+      const Compute<T>* next = share.finishes ? a.next_weight : a.weight + (a.segments[s].weight + taken) * kElement;
+      share.ahead = reinterpret_cast<const char*>(next);
+      over_tiles<kRows>(a.pixels, [&]<int Rows>(int64_t pixel) {
+        Compute<T>*tile_running = running + pixel * kElement, *tile_sums = sums + pixel * kElement;
+        if (next == nullptr) {
+          conv2d_direct_tile<T, Rows, Vectors, false>(a, pixel, share, tile_running, tile_sums);
+        } else {
+          conv2d_direct_tile<T, Rows, Vectors, true>(a, pixel, share, tile_running, tile_sums);
+          share.ahead += elements * share.ahead_step;
         }
       });
-    } while (chain.last < a.num_segments);
+      share.resumes = !flushes, share.has_sums |= flushes;
+    } while (!share.finishes);
   });
 }
 
