@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,16 +95,19 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
 # How far a network's error may lie above torch's own: Winograd's sums round some 3 times as much as direct ones, and
 # layers amplify that.
 TIMES_TORCHS_ERROR = {"direct": 3.0, "winograd": 8.0}
+# What is allowed anyway, as torch's error depends on the machine: for Winograd's algorithm a layer's bound by
+# docs/numerics.md.
+ALLOWED_ERROR = {"direct": 1e-6, "winograd": 1e-5}
 
 
 @pytest.fixture(params=TIMES_TORCHS_ERROR)
-def times_torchs_error(request: pytest.FixtureRequest) -> Iterator[float]:
-    """Runs a test without and with Winograd's algorithm."""
+def error_bound(request: pytest.FixtureRequest) -> Iterator[Callable[[float], float]]:
+    """Runs a test without and with Winograd's algorithm; gives the bound of an error where torch's is the argument."""
     with backends.winograd(request.param == "winograd"):
-        yield TIMES_TORCHS_ERROR[request.param]
+        yield lambda torchs: max(TIMES_TORCHS_ERROR[request.param] * torchs, ALLOWED_ERROR[request.param])
 
 
-def check_as_close_as_torch(case: Any, images: Tensor, times_torchs_error: float, **arguments: Any) -> Step:
+def check_as_close_as_torch(case: Any, images: Tensor, error_bound: Callable[[float], float], **arguments: Any) -> Step:
     """Compares float32 networks with float64; returns torch's float64 step."""
     free = train_step(case.build("torch", torch.float64, **arguments), images.double())
     errors = {}
@@ -119,13 +122,13 @@ def check_as_close_as_torch(case: Any, images: Tensor, times_torchs_error: float
         assert step.values.keys() == truth.values.keys()
         errors[layers] = {name: relative_error(value, truth.values[name]) for name, value in step.values.items()}
     for name, error in errors["fastcnn"].items():
-        assert error <= max(times_torchs_error * errors["torch"][name], 1e-6), name
+        assert error <= error_bound(errors["torch"][name]), name
     return free
 
 
-def test_network_values_and_gradients_as_torch(case: Any, times_torchs_error: float) -> None:
+def test_network_values_and_gradients_as_torch(case: Any, error_bound: Callable[[float], float]) -> None:
     images = case.images()
-    truth = check_as_close_as_torch(case, images, times_torchs_error)
+    truth = check_as_close_as_torch(case, images, error_bound)
     # In float64 the two differ by the order of their sums only: some 2e-16, which the layers amplify by less than 1e5.
     fast = train_step(case.build("fastcnn", torch.float64), images.double())
     for name, value in fast.values.items():
@@ -133,9 +136,11 @@ def test_network_values_and_gradients_as_torch(case: Any, times_torchs_error: fl
         assert relative_error(value, truth.values[name]) <= 1e-11, name
 
 
-def test_network_values_with_three_channels_and_a_thousand_classes(case: Any, times_torchs_error: float) -> None:
+def test_network_values_with_three_channels_and_a_thousand_classes(
+    case: Any, error_bound: Callable[[float], float]
+) -> None:
     images = case.images(channels=3, small=True)
-    truth = check_as_close_as_torch(case, images, times_torchs_error, in_channels=3, num_classes=1000)
+    truth = check_as_close_as_torch(case, images, error_bound, in_channels=3, num_classes=1000)
     assert truth.values["output"].shape == (2, 1000)
 
 
