@@ -9,7 +9,7 @@
 namespace fastcnn::cpu {
 namespace {
 
-constexpr int64_t kMaxReduction = 512;  // one chain of additions, as in the other direct kernels
+constexpr int64_t kMaxReduction = 512;  // one chain of additions
 constexpr int64_t kTaskRows = 16;       // output rows of one task at least, where an image is shared by threads
 
 template <typename T>

@@ -12,13 +12,10 @@ import torch
 from emulation import Emulator
 
 
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
     """The oracle's tensors are small: threads that wait for each other would take most of the time."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
