@@ -69,6 +69,8 @@ struct GatherConv {
   const T* residual;  // null, or may be the output
   int64_t residual_stride_n, residual_stride_h, residual_stride_w;
   const Compute<T>* packed;  // the weight as conv2d_direct_weight or conv2d_winograd_weight made it, or null
+  // Only for conv2d_winograd: the output is the result's maxima over windows of 2 x 2, half as many rows and columns.
+  bool max_pools = false;
 };
 
 // Where the data of one run lies: a problem's own, or others of the same strides. There is a residual where the problem

@@ -230,12 +230,26 @@ class WinogradRun final : public PreparedConv<T> {
   void transform_output(const GatherData<T>& data, const WinogradTiles& tiles, int64_t first_block, int64_t last_block,
                         const Planes<Element>& products) const {
     const int64_t lane = blocks_.first_lane(first_block);
-    kernel_.conv2d_winograd_output({products.data, products.plane_stride, products.row_stride, tiles, size_.points,
-                                    size_.kernel, p_.bias != nullptr ? p_.bias + lane : nullptr, p_.activation,
-                                    data.output + lane, p_.out_stride_n, p_.out_stride_h, p_.out_stride_w, p_.grid.rows,
-                                    p_.grid.cols, std::min(blocks_.first_lane(last_block), p_.lanes) - lane,
-                                    data.residual != nullptr ? data.residual + lane : nullptr, p_.residual_stride_n,
-                                    p_.residual_stride_h, p_.residual_stride_w});
+    kernel_.conv2d_winograd_output({products.data,
+                                    products.plane_stride,
+                                    products.row_stride,
+                                    tiles,
+                                    size_.points,
+                                    size_.kernel,
+                                    p_.bias != nullptr ? p_.bias + lane : nullptr,
+                                    p_.activation,
+                                    data.output + lane,
+                                    p_.out_stride_n,
+                                    p_.out_stride_h,
+                                    p_.out_stride_w,
+                                    p_.grid.rows,
+                                    p_.grid.cols,
+                                    std::min(blocks_.first_lane(last_block), p_.lanes) - lane,
+                                    data.residual != nullptr ? data.residual + lane : nullptr,
+                                    p_.residual_stride_n,
+                                    p_.residual_stride_h,
+                                    p_.residual_stride_w,
+                                    p_.max_pools});
   }
 
   const GatherConv<T> p_;

@@ -1,6 +1,5 @@
 // Batch norm on CUDA tensors, as cpu/batch_norm.cpp: tensors as rows of channels (NHWC). Statistics and workspaces stay
 // on the GPU, so nothing here waits for it.
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "../checks/checks.h"
@@ -81,13 +80,16 @@ Results forward(const BatchNormGeometry& g, const Tensor& input, const OptionalT
   const Tensor mask = relu && with_mask ? empty({g.rows, g.mask_stride}, bytes) : empty({0}, bytes);
   const RowsResult output(input);
   const bool training = !mean.has_value();
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   if (input.numel() == 0) {
     const auto zeros = [&] {
-      return training ? at::zeros({g.channels}, channel_options(input, compute_dtype(input))) : Tensor();
+      if (!training) return Tensor();
+      const Tensor values = empty({g.channels}, channel_options(input, compute_dtype(input)));
+      C10_CUDA_CHECK(cudaMemsetAsync(values.mutable_data_ptr(), 0, values.nbytes(), stream));
+      return values;
     };
     return {output.finish(), zeros(), zeros(), mask};
   }
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const Rows x(input);
   const Statistics s = training ? batch_statistics(g, input, x, stream) : Statistics{*mean, *var, Tensor()};
   std::optional<Rows> added;

@@ -1,6 +1,7 @@
 // Convolutions of a plan: the kernels of conv2d, on weights that are packed or transformed once.
 #include "../cpu/conv2d.h"
 
+#include <optional>
 #include <sstream>
 
 #include "../cpu/conv2d_choice.h"
@@ -26,7 +27,7 @@ struct Ready {
 
   // 2. What runs.
   const char* kernel;
-  bool needs_nhwc, serial;
+  bool needs_nhwc, serial, max_pools;
   std::shared_ptr<const Prepared::Operands> packed;
   std::vector<std::unique_ptr<const cpu::PreparedConv<float>>> groups;
 
@@ -64,10 +65,11 @@ class Conv2dStep final : public Step {
   static constexpr const char *kDepthwise = "conv2d_depthwise", *kPlanar = "conv2d_planar", *kDirect = "conv2d_direct";
 
   Conv2dGeometry g_;
-  int64_t in_, out_, residual_;
+  int64_t in_, out_, residual_, pooled_;
   at::Tensor weight_, bias_;  // of a depthwise layer its lanes
   Activation activation_;
   bool residual_in_place_;
+  std::optional<MaxPool2d> pool_;  // of out_ to pooled_, where that is the step's result
   std::string text_;
   Prepared packed_;
   mutable std::mutex mutex_;
@@ -86,6 +88,7 @@ Conv2dStep::Conv2dStep(StepReader& r) {
   g.stride_h = r.size("stride_h"), g.stride_w = r.size("stride_w");
   g.pad_h = r.number("pad_h", 0, kMostPadding), g.pad_w = r.number("pad_w", 0, kMostPadding);
   g.dilation_h = r.size("dilation_h"), g.dilation_w = r.size("dilation_w"), g.groups = r.size("groups");
+  pooled_ = r.write_instead_or_none("pooled", out_);
   r.done();
   const int64_t padded = (g.in_h + 2 * g.pad_h) * (g.in_w + 2 * g.pad_w);
   r.check(padded <= kMostFloats / g.in_channels, "expected at most ", kMostFloats, " floats an image, but got ",
@@ -110,6 +113,16 @@ Conv2dStep::Conv2dStep(StepReader& r) {
   residual_in_place_ = residual_ >= 0 && same_place(r.value(residual_), out);
   if (residual_ >= 0) r.check_same_shape(residual_, out_), r.check_overlap(residual_, out_, true);
   if (g.depthwise()) weight_ = cpu::depthwise_lanes(weight_);
+  if (pooled_ >= 0) {
+    const Value& pooled = r.value(pooled_);
+    r.check_channels(out_, pooled_), r.check_overlap(in_, pooled_, false);
+    r.check(residual_ < 0, "expected no residual where the result is pooled, but got value ", residual_);
+    r.check(pooled.height > 0 && pooled.height == out.height / 2 && pooled.width > 0 && pooled.width == out.width / 2,
+            "expected half of ", out.height, " x ", out.width, ", but got value ", pooled_, " of ", pooled.height,
+            " x ", pooled.width);
+    pool_.emplace(
+        Pool2dGeometry{1, out.channels, out.height, out.width, pooled.height, pooled.width, 2, 2, 2, 2, 0, 0, 1, 1});
+  }
 
   std::ostringstream text;
   text << "conv2d " << shape_text(in) << " -> " << shape_text(out) << ", " << g.kernel_h << "x" << g.kernel_w;
@@ -117,6 +130,7 @@ Conv2dStep::Conv2dStep(StepReader& r) {
   if (g.groups > 1) text << ", " << g.groups << " groups";
   if (residual_ >= 0) text << ", residual";
   text << activation_text(activation_);
+  if (pool_) text << ", max_pool2d -> " << shape_text(r.value(pooled_));
   text_ = text.str();
 }
 
@@ -160,6 +174,7 @@ std::shared_ptr<const Ready> Conv2dStep::make_ready(Call& call, const cpu::Image
       g, made->needs_nhwc ? call.nhwc(in_) : image, weight_, bias_.defined() ? bias_.const_data_ptr<float>() : nullptr,
       fused(activation_), out.data, out.pitch);
   made->kernel = kernel(chosen, problems[0]);
+  made->max_pools = pool_ && size && fused(activation_) == activation_;
   for (GatherConv<float>& p : problems) {
     if (adds_after(made->kernel)) {
       p.activation = Activation::none;
@@ -170,6 +185,10 @@ std::shared_ptr<const Ready> Conv2dStep::make_ready(Call& call, const cpu::Image
       p.residual = residual.data;
       p.residual_stride_w = residual.pitch, p.residual_stride_h = g.out_w * residual.pitch;
       p.residual_stride_n = g.out_h * p.residual_stride_h;
+    }
+    if (made->max_pools) {
+      p.max_pools = true, p.out_stride_w = call.rows(pooled_).pitch;
+      p.out_stride_h = g.out_w / 2 * p.out_stride_w, p.out_stride_n = g.out_h / 2 * p.out_stride_h;
     }
   }
   if (size || made->kernel == kDirect) {
@@ -204,7 +223,7 @@ void Conv2dStep::run(Call& call) const {
   const bool adds = adds_after(r->kernel);
 
   // 1. The convolution; where its kernel adds no residual, without the activation after that.
-  Rows sums = out;
+  Rows sums = r->max_pools ? call.rows(pooled_) : out;
   at::Tensor aside;
   if (adds && residual_in_place_) {
     aside = cpu::empty({pixels, g_.out_channels}, at::device(at::kCPU).dtype(at::kFloat));
@@ -223,6 +242,7 @@ void Conv2dStep::run(Call& call) const {
   // 2. What the kernel has not done.
   if (adds || fused(activation_) != activation_)
     apply(pixels, g_.out_channels, sums, {}, {}, adds ? residual : Rows{nullptr, 0}, activation_, out);
+  if (pool_ && !r->max_pools) pool_->run(call.batch(), out, call.rows(pooled_));
 }
 
 std::string Conv2dStep::describe() const {

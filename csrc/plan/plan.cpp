@@ -43,6 +43,7 @@ Plan::Plan(const std::vector<std::vector<int64_t>>& values, const std::vector<st
       reader.check(written.holds(spec_.values[v]), "expected value ", v,
                    " to have been written before and still to be ", "there: ", spec_.values[v].channels,
                    " channels from ", spec_.values[v].first_channel, " on, at ", spec_.values[v].place);
+    for (const int64_t v : reader.rooms()) written.forget(spec_.values[v]);
     for (const int64_t v : reader.writes()) written.write(spec_.values[v]);
   }
   for (size_t i = 0; i < spec_.outputs.size(); ++i) {

@@ -1,6 +1,4 @@
 // Pooling in a plan: the kernels of the pooling ops, on pixels that may lie apart.
-#include "../cpu/pool2d.h"
-
 #include "steps.h"
 
 namespace fastcnn::plan {
@@ -37,45 +35,19 @@ std::string text_of(const char* name, StepReader& r, int64_t in, int64_t out, co
 
 class MaxPool2dStep final : public Step {
  public:
-  explicit MaxPool2dStep(StepReader& r) : in_(r.read("in")), out_(r.write("out")) {
-    g_ = read_geometry(r, in_, out_, true);
+  explicit MaxPool2dStep(StepReader& r)
+      : in_(r.read("in")), out_(r.write("out")), g_(read_geometry(r, in_, out_, true)), pool_(g_) {
     r.done();
-    rows_ = cpu::pool_windows(g_.in_h, g_.out_h, g_.kernel_h, g_.stride_h, g_.pad_h, g_.dilation_h, false);
-    cols_ = cpu::pool_windows(g_.in_w, g_.out_w, g_.kernel_w, g_.stride_w, g_.pad_w, g_.dilation_w, false);
     text_ = text_of("max_pool2d", r, in_, out_, g_);
   }
 
-  void run(Call& call) const override {
-    backends::record_kernel("max_pool2d");
-    const Rows in = call.rows(in_), out = call.rows(out_);
-    const cpu::MaxPool2dArgs<float> args{in.data,
-                                         in.pitch,
-                                         out.data,
-                                         out.pitch,
-                                         nullptr,
-                                         nullptr,
-                                         rows_.data(),
-                                         cols_.data(),
-                                         g_.channels,
-                                         g_.in_h,
-                                         g_.in_w,
-                                         g_.out_h,
-                                         g_.out_w,
-                                         g_.kernel_w,
-                                         g_.dilation_h,
-                                         g_.dilation_w,
-                                         g_.stride_w * in.pitch,
-                                         0,
-                                         0};
-    cpu::over_rows(args, call.batch() * g_.out_h, g_.in_h * g_.in_w * g_.channels / g_.out_h,
-                   cpu::kernels().f32.max_pool2d);
-  }
+  void run(Call& call) const override { pool_.run(call.batch(), call.rows(in_), call.rows(out_)); }
   std::string describe() const override { return text_; }
 
  private:
   int64_t in_, out_;
   Pool2dGeometry g_;
-  std::vector<PoolWindow> rows_, cols_;
+  MaxPool2d pool_;
   std::string text_;
 };
 
@@ -123,6 +95,35 @@ class AvgPool2dStep final : public Step {
 };
 
 }  // namespace
+
+MaxPool2d::MaxPool2d(const Pool2dGeometry& g)
+    : g_(g),
+      rows_(cpu::pool_windows(g.in_h, g.out_h, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h, false)),
+      cols_(cpu::pool_windows(g.in_w, g.out_w, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w, false)) {}
+
+void MaxPool2d::run(int64_t batch, Rows in, Rows out) const {
+  backends::record_kernel("max_pool2d");
+  const cpu::MaxPool2dArgs<float> args{in.data,
+                                       in.pitch,
+                                       out.data,
+                                       out.pitch,
+                                       nullptr,
+                                       nullptr,
+                                       rows_.data(),
+                                       cols_.data(),
+                                       g_.channels,
+                                       g_.in_h,
+                                       g_.in_w,
+                                       g_.out_h,
+                                       g_.out_w,
+                                       g_.kernel_w,
+                                       g_.dilation_h,
+                                       g_.dilation_w,
+                                       g_.stride_w * in.pitch,
+                                       0,
+                                       0};
+  cpu::over_rows(args, batch * g_.out_h, g_.in_h * g_.in_w * g_.channels / g_.out_h, cpu::kernels().f32.max_pool2d);
+}
 
 std::unique_ptr<Step> make_max_pool2d(StepReader& reader) { return std::make_unique<MaxPool2dStep>(reader); }
 std::unique_ptr<Step> make_avg_pool2d(StepReader& reader) { return std::make_unique<AvgPool2dStep>(reader, false); }

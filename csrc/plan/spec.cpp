@@ -107,6 +107,14 @@ bool overlap(const Value& a, const Value& b) {
   return a.place < b.place + b.image_size() && b.place < a.place + a.image_size();
 }
 
+void Written::forget(const Value& value) {
+  std::erase_if(regions_, [&](const Region& r) {
+    Value whole = r.pixels;
+    whole.first_channel = 0, whole.channels = whole.pitch;
+    return overlap(whole, value);
+  });
+}
+
 void Written::write(const Value& value) {
   Region* mine = nullptr;
   std::erase_if(regions_, [&](const Region& r) {
@@ -167,6 +175,17 @@ int64_t StepReader::write(const char* field) {
   check(value(v).storage != Storage::input, "expected ", field, " to be no input, but got value ", v, ", input ",
         value(v).place);
   writes_.push_back(v);
+  return v;
+}
+
+int64_t StepReader::write_instead_or_none(const char* field, int64_t room) {
+  const int64_t v = number(field, -1, static_cast<int64_t>(spec_.values.size()) - 1);
+  if (v < 0) return v;
+  check(value(v).storage != Storage::input && value(room).storage == Storage::arena, "expected ", field,
+        " to be no input, and value ", room, " before it the arena's, but got value ", v);
+  check_overlap(room, v, false);
+  std::erase(writes_, room);
+  writes_.push_back(v), rooms_.push_back(room);
   return v;
 }
 

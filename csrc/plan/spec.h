@@ -55,6 +55,7 @@ bool same_place(const Value& a, const Value& b);
 class Written {
  public:
   void write(const Value& value);
+  void forget(const Value& value);
   bool holds(const Value& value) const;
 
  private:
@@ -84,6 +85,8 @@ class StepReader {
   int64_t read(const char* field);
   int64_t read_or_none(const char* field);
   int64_t write(const char* field);
+  // What a step writes instead of `room`, a value whose place it may use meanwhile and which holds nothing afterwards.
+  int64_t write_instead_or_none(const char* field, int64_t room);
   // Constants of the sizes that a later check states.
   at::Tensor constant(const char* field);
   at::Tensor constant_or_none(const char* field);
@@ -103,13 +106,14 @@ class StepReader {
 
   const std::vector<int64_t>& reads() const { return reads_; }
   const std::vector<int64_t>& writes() const { return writes_; }
+  const std::vector<int64_t>& rooms() const { return rooms_; }
 
  private:
   const Spec& spec_;
   const std::vector<int64_t>& record_;
   size_t step_, next_ = 1;  // the first field is the opcode
   const char* name_;
-  std::vector<int64_t> reads_, writes_;
+  std::vector<int64_t> reads_, writes_, rooms_;
 };
 
 }  // namespace fastcnn::plan

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../cpu/conv2d.h"
+#include "../cpu/pool2d.h"
 #include "spec.h"
 
 namespace fastcnn::plan {
@@ -66,6 +67,17 @@ std::unique_ptr<Step> make_scale_images(StepReader& reader);
 void apply(int64_t rows, int64_t channels, Rows input, const at::Tensor& scale, const at::Tensor& shift, Rows residual,
            Activation activation, Rows output);
 void copy(int64_t rows, int64_t channels, Rows input, Rows output);
+
+// Max pooling of pixels that may lie apart.
+class MaxPool2d {
+ public:
+  explicit MaxPool2d(const Pool2dGeometry& geometry);  // of whatever batch
+  void run(int64_t batch, Rows input, Rows output) const;
+
+ private:
+  Pool2dGeometry g_;
+  std::vector<cpu::PoolWindow> rows_, cols_;
+};
 
 // What the epilogues of convolutions and linear layers apply of an activation: all of it, or nothing.
 inline Activation fused(Activation activation) { return cpu::is_rectifier(activation) ? activation : Activation::none; }

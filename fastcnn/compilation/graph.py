@@ -79,7 +79,8 @@ class Node:
     Attributes:
         op: one of PLAN_OPS, ATEN or RESHAPE.
         inputs: the values it reads; of a convolution, the residual comes second.
-        outputs: one value, or what an op of torch's returns, or the runs of channels that a value is split into.
+        outputs: one value, or what an op of torch's returns, or the runs of channels that a value is split into. A
+            convolution that pools gives the maxima, and second what it has room for, which nothing reads.
         attributes: numbers of a plan's step; `op`, `args` and `kwargs` of one of torch's (Input and Tensor inside).
         constants: weights, by the names that the step has for them; what passes compute is float64.
     """
@@ -92,7 +93,7 @@ class Node:
 
     @property
     def output(self) -> Value:
-        """The one output of a plan's step that is no split."""
+        """The one output of a plan's step that is no split, and the one that others may read."""
         return self.outputs[0]
 
 

@@ -23,8 +23,10 @@ def optimize(graph: Graph) -> None:
     _remove_reshapes(graph)
     graph.remove_unused()
     _fold_scale_shift(graph)
+    _move_averages_forward(graph)
     _fuse_residual(graph)  # before the activation, which comes after the sum
     _fuse_activation(graph)
+    _fuse_max_pool(graph)
     _nest_concats(graph)
     graph.remove_unused()
     _join_siblings(graph)
@@ -114,6 +116,36 @@ def _fold_scale_shift(graph: Graph) -> None:
         graph.nodes.remove(node)
 
 
+def _move_averages_forward(graph: Graph) -> None:
+    """Averages windows before the 1x1 convolutions that they follow, which then have fewer pixels: both are linear.
+
+    DenseNet's transitions are such.
+    """
+    for pool in [node for node in graph.nodes if node.op in ("avg_pool2d", "adaptive_avg_pool2d")]:
+        while (conv := _averaged(graph, pool)) is not None:
+            image, pooled = conv.inputs[0], pool.output
+            average = Value(f"{pooled.name}:average", (image.channels, *pooled.sizes[1:]))
+            pool.inputs, pool.outputs = [image], [average]
+            after = Node("conv2d", [average], [pooled], conv.attributes, conv.constants)
+            places = {conv: pool, pool: after}
+            graph.nodes = [places.get(node, node) for node in graph.nodes]
+
+
+def _averaged(graph: Graph, pool: Node) -> Node | None:
+    """The 1x1 convolution whose result is averaged to fewer pixels, and by nothing else, with weights of sum one."""
+    conv, pooled = graph.producers().get(pool.inputs[0]), pool.output
+    if conv is None or conv.op != "conv2d" or not _only_user(graph, graph.users(), conv.output, pool):
+        return None
+    if len(conv.inputs) == 2 or conv.constants["weight"].shape[2:] != (1, 1):
+        return None
+    form = {"stride": [1, 1], "padding": [0, 0], "activation": "none"}
+    if any(conv.attributes[name] != value for name, value in form.items()):
+        return None
+    if pool.attributes.get("divisor") or any(pool.attributes.get("padding", [])):
+        return None
+    return conv if pooled.height * pooled.width < conv.output.height * conv.output.width else None
+
+
 def _fuse_residual(graph: Graph) -> None:
     """Lets a convolution add what is added to its result; of two convolutions, the one that runs later."""
     users, producers = graph.users(), graph.producers()
@@ -155,6 +187,29 @@ def _fuse_activation(graph: Graph) -> None:
             graph.nodes.remove(node)
 
 
+def _fuse_max_pool(graph: Graph) -> None:
+    """Lets a convolution that Winograd's algorithm may compute, in tiles of 2 x 2 or 4 x 4, give a window's maximum."""
+    users, producers = graph.users(), graph.producers()
+    for pool in [node for node in graph.nodes if node.op == "max_pool2d"]:
+        conv = producers.get(pool.inputs[0])
+        if conv is None or conv.op != "conv2d" or len(conv.inputs) == 2:
+            continue
+        if not _only_user(graph, users, conv.output, pool):
+            continue
+        form = {"kernel": [2, 2], "stride": [2, 2], "padding": [0, 0], "dilation": [1, 1]}
+        if any(pool.attributes[name] != value for name, value in form.items()):
+            continue
+        if pool.output.sizes[1:] != (conv.output.height // 2, conv.output.width // 2):  # rounded up
+            continue
+        if conv.constants["weight"].shape[2:] not in ((3, 3), (5, 5)):
+            continue
+        if conv.attributes["stride"] != [1, 1] or conv.attributes["dilation"] != [1, 1]:
+            continue
+        conv.outputs = [pool.output, conv.output]
+        producers[pool.output] = conv
+        graph.nodes.remove(pool)
+
+
 def _join_siblings(graph: Graph) -> None:
     """Makes convolutions of one input and one form a single one, whose channels the next ones read in part.
 
@@ -166,7 +221,7 @@ def _join_siblings(graph: Graph) -> None:
     users = graph.users()
     siblings: dict[tuple[Any, ...], list[Node]] = {}
     for node in graph.nodes:
-        alone = node.op == "conv2d" and len(node.inputs) == 1 and node.output not in graph.outputs
+        alone = node.op == "conv2d" and len(node.inputs) == len(node.outputs) == 1 and node.output not in graph.outputs
         if not alone or node.attributes["groups"] > 1:
             continue
         if all(user.op == "conv2d" and user.inputs[0] is node.output for user in users[node.output]):

@@ -39,7 +39,8 @@ class PlanBuilder:
         self.parents = _slices(nodes)
         self.returned = {v for v in self.outputs if v not in self.parents}  # written where they are returned
         self.constants: list[int] = []
-        self.steps: list[tuple[str, list[_Part], list[int]]] = []  # op, values with the written one last, numbers
+        # Op, values with the written one last (of a convolution see _step), numbers.
+        self.steps: list[tuple[str, list[_Part | None], list[int]]] = []
 
     def build(self) -> dict[str, Any]:
         """The plan as plain data; `inputs` and `outputs` are left to the caller."""
@@ -51,7 +52,9 @@ class PlanBuilder:
         records: list[list[int]] = []
         numbers: dict[tuple[int, ...], int] = {}
 
-        def number(part: _Part) -> int:
+        def number(part: _Part | None) -> int:
+            if part is None:
+                return -1
             record = self._record(part, places)
             if tuple(record) not in numbers:
                 numbers[tuple(record)] = len(records)
@@ -70,7 +73,12 @@ class PlanBuilder:
                 if self.parents.get(value) != (node.output, first):
                     self.steps.append(("copy", [_whole(value), _Part(node.output, first, value.channels)], []))
         else:
-            self.steps.append((node.op, [*map(_whole, node.inputs), output], self._numbers(node)))
+            parts: list[_Part | None] = [*map(_whole, node.inputs), output]
+            if node.op == "conv2d":
+                source, residual = [*node.inputs, None][:2]
+                pooled, unpooled = (node.output, node.outputs[1]) if len(node.outputs) == 2 else (None, node.output)
+                parts = [None if v is None else _whole(v) for v in (source, residual, unpooled, pooled)]
+            self.steps.append((node.op, parts, self._numbers(node)))
         if node.output in self.outputs and node.output not in self.returned:
             self.steps.append(("copy", [output, _Part(node.output, 0, output.channels, returned=True)], []))
 
@@ -107,7 +115,7 @@ class PlanBuilder:
         buffers: dict[Value, Buffer] = {}
         for time, (_, parts, _) in enumerate(self.steps):
             for part in parts:
-                if self._in_arena(part):
+                if part is not None and self._in_arena(part):
                     root, _ = self._root(part.value)
                     size = root.height * root.width * root.channels
                     buffers.setdefault(root, Buffer(size, time, time)).last = time
@@ -166,9 +174,8 @@ def _slices(nodes: Sequence[Node]) -> dict[Value, tuple[Value, int]]:
 
 
 def _step(op: str, values: list[int], numbers: list[int]) -> list[int]:
-    """The record: a convolution's residual comes behind its constants."""
-    *sources, output = values
+    """The record: a convolution's residual comes behind its constants, and the maxima of its output last."""
     if op == "conv2d":
-        residual = sources[1] if len(sources) == 2 else -1
-        return [OPCODES[op], sources[0], output, *numbers[:2], residual, *numbers[2:]]
-    return [OPCODES[op], *sources, output, *numbers]
+        source, residual, output, pooled = values
+        return [OPCODES[op], source, output, *numbers[:2], residual, *numbers[2:], pooled]
+    return [OPCODES[op], *values, *numbers]

@@ -18,7 +18,8 @@ A plan is {"plan": {"values", "steps", "constants", "arena"}, "inputs": slots, "
   with `pitch` channels. Inputs and outputs of the form [N, C] have height = width = 0. `arena` is the
   arena's floats an image.
   A step is [opcode, ...], constants and values by number, -1 for none:
-    0 conv2d: in, out, weight, bias, residual, activation, stride (2), padding (2), dilation (2), groups
+    0 conv2d: in, out, weight, bias, residual, activation, stride (2), padding (2), dilation (2), groups, pooled (the
+      maxima of windows of 2 x 2 of out, rounded down; of out, in the arena, only the room is then used, or -1)
     1 max_pool2d: in, out, kernel (2), stride (2), padding (2), dilation (2), ceil_mode
     2 avg_pool2d: in, out, kernel (2), stride (2), padding (2), ceil_mode, count_include_pad, divisor (0: none)
     3 adaptive_avg_pool2d: in, out
@@ -49,7 +50,7 @@ from fastcnn.compilation.pure_ops import resolve, updates_statistics
 ARENA, INPUT, OUTPUT = 0, 1, 2
 ACTIVATIONS = ("none", "relu", "sigmoid", "relu6", "hard_sigmoid", "hard_swish", "silu")
 _STEPS = (  # name, length of the record
-    ("conv2d", 14),
+    ("conv2d", 15),
     ("max_pool2d", 12),
     ("avg_pool2d", 12),
     ("adaptive_avg_pool2d", 3),

@@ -244,7 +244,27 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "linear": (lambda: _with_step(4, 1, 2, 0, -1, 0), ["one pixel", "8 x 8"]),
     "scale": (lambda: _with_step(SCALE_SHIFT, 1, 2, 1, 0, 0), ["shift", "[4]", "[4, 3, 3, 3]"]),
     "add": (lambda: _with_step(ADD, 1, 0, 2, 0), ["3", "4"]),
+    "pooled input": (lambda: _pooled(4, 4, 4, pooled=0), ["pooled", "no input"]),
+    "pooled number": (lambda: _pooled(4, 4, 4, pooled=9), ["pooled", "9"]),
+    "pooled size": (lambda: _pooled(4, 4, 3), ["half of 9 x 8", "4 x 3"]),
+    "pooled channels": (lambda: _pooled(5, 4, 4), ["4", "5"]),
+    "pooled over its room": (lambda: _pooled(4, 4, 4, at=1), ["overlap"]),
+    "pooled returned": (lambda: _pooled(4, 4, 4, room=2), ["value 2", "the arena's"]),
+    "pooled with a residual": (lambda: _pooled(4, 4, 4, residual=1), ["no residual"]),
+    "room read": (lambda: _pooled(4, 4, 4, read=1), ["value 1", "written"]),
 }
+
+
+def _pooled(*chw: int, pooled: int = 3, at: int | None = None, room: int = 1, residual: int = -1, read: int = 3) -> Any:
+    """A convolution whose maxima are value 3, copied to the output."""
+    plan = PlanBuilder()
+    source, inside, out = plan.input(3, 9, 8), plan.inside(4, 9, 8), plan.output(4, 9, 8)
+    plan.inside(*chw, at=at)
+    if residual == inside:
+        plan.conv2d(source, inside, torch.randn(4, 3, 3, 3), padding=(1, 1))
+    plan.conv2d(source, room, torch.randn(4, 3, 3, 3), None, residual, RELU, padding=(1, 1), pooled=pooled)
+    plan.step(COPY, read, out if read == inside else plan.output(*chw))
+    return plan
 
 
 def _with_values(values: list[list[int]]) -> PlanBuilder:
@@ -270,7 +290,7 @@ def _with_large_halo() -> PlanBuilder:
 def _overlapping() -> PlanBuilder:
     plan = _valid()
     plan.values.append([ARENA, 0, 8, 8, 4, 4, 0])
-    plan.steps.append([CONV2D, 1, 3, plan.constant(torch.randn(4, 4, 1, 1)), -1, -1, 0, 1, 1, 0, 0, 1, 1, 1])
+    plan.steps.append([CONV2D, 1, 3, plan.constant(torch.randn(4, 4, 1, 1)), -1, -1, 0, 1, 1, 0, 0, 1, 1, 1, -1])
     return plan
 
 

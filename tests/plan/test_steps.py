@@ -184,6 +184,43 @@ def test_conv2d_of_many_transformed_weights_matches_torch() -> None:
             check_plan(made, [x, added], [wanted], 4 * weight[0].numel())
 
 
+@pytest.mark.parametrize("capability", capabilities())
+@pytest.mark.parametrize("algorithm", ["direct", "winograd_f4x3", "winograd_f2x3", "winograd_f2x5"])
+def test_conv2d_gives_maxima_of_its_result(algorithm: str, capability: str) -> None:
+    size = 5 if algorithm.endswith("5") else 3
+    cases = ((3, 10, 7, RELU), (9, 9, 13, NONE), (17, 8, 8, RELU6), (33, 2, 3, SIGMOID), (8, 5, 4, RELU))
+    for channels, height, width, activation in cases:
+        weight, bias = torch.randn(channels + 14, channels, size, size), torch.randn(channels + 14)
+        plan, pad = PlanBuilder(), (size // 2, size // 2)
+        source, room = plan.input(channels, height, width), plan.inside(channels + 14, height, width)
+        wide = plan.inside(channels + 14, height // 2, width // 2, pitch=channels + 40, first=21)
+        plan.conv2d(source, room, weight, bias, activation=activation, padding=pad, pooled=wide)
+        plan.step(COPY, wide, plan.output(channels + 14, height // 2, width // 2))
+        made = plan.make()
+        for batch in BATCHES:
+            x = torch.randn(batch, channels, height, width)
+            result = activate(F.conv2d(x.double(), weight.double(), bias.double(), padding=pad), activation)
+            with backends.conv2d_algorithm(algorithm), backends.cpu_capability(capability):
+                wanted = F.max_pool2d(result, 2)
+                given = made, [x], [wanted], weight.numel()
+                names = recorded(lambda given=given: check_plan(*given))
+            fused = algorithm != "direct" and activation != SIGMOID
+            assert ("max_pool2d" in names) == (batch > 0 and not fused)
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "winograd_f4x3", "winograd_f2x3"])
+def test_conv2d_maxima_of_nan_are_nan(algorithm: str) -> None:
+    plan, weight, x = PlanBuilder(), torch.randn(17, 16, 3, 3), torch.randn(2, 16, 12, 12)
+    x[0, 3, 5, 6] = float("nan")
+    room, pooled = plan.inside(17, 12, 12), plan.output(17, 6, 6)
+    plan.conv2d(plan.input(16, 12, 12), room, weight, None, padding=(1, 1), pooled=pooled)
+    with backends.conv2d_algorithm(algorithm):
+        (result,) = plan.make().run([x])
+    nan = F.max_pool2d(F.conv2d(x.double(), weight.double(), padding=1), 2).isnan()
+    assert nan.any() and result[nan].isnan().all() and result[1].isfinite().all()
+    assert result[0, :, :1].isfinite().all() and result[0, :, 5:].isfinite().all()
+
+
 POOLS: list[dict[str, Any]] = [
     {"kernel": (2, 2), "stride": (2, 2)},
     {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1)},

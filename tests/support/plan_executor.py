@@ -116,9 +116,13 @@ class _Run:
         name = NAMES[opcode]
         if name == "conv2d":
             weight, bias, residual, activation, *numbers = given[2:]
-            stride, padding, dilation, groups = numbers[:2], numbers[2:4], numbers[4:6], numbers[6]
+            stride, padding, dilation, groups, pooled = numbers[:2], numbers[2:4], numbers[4:6], *numbers[6:]
             result = F.conv2d(source, self.constant(weight), self.constant(bias), stride, padding, dilation, groups)
             result = ACTIVATIONS[activation](result if residual < 0 else result + self.read(residual))
+            if pooled >= 0:
+                self.write(output, result)
+                self.floats(output).fill_(-1)
+                result, output = F.max_pool2d(result, 2), pooled
         elif name == "max_pool2d":
             kernel, stride, padding, dilation = given[2:4], given[4:6], given[6:8], given[8:10]
             result = F.max_pool2d(source, kernel, stride, padding, dilation, bool(given[10]))

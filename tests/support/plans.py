@@ -76,10 +76,11 @@ class PlanBuilder:
         padding: tuple[int, int] = (0, 0),
         dilation: tuple[int, int] = (1, 1),
         groups: int = 1,
+        pooled: int = -1,
     ) -> None:
         """A convolution's step."""
         constants = self.constant(weight), self.constant(bias)
-        self.step(CONV2D, x, out, *constants, residual, activation, *stride, *padding, *dilation, groups)
+        self.step(CONV2D, x, out, *constants, residual, activation, *stride, *padding, *dilation, groups, pooled)
 
     def linear(self, x: int, out: int, weight: Tensor, bias: Tensor | None = None, activation: int = NONE) -> None:
         """A linear layer's step."""

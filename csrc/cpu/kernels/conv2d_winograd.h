@@ -250,14 +250,16 @@ void conv2d_winograd_weight(const Conv2dWinogradWeightArgs<T>& a) {
   });
 }
 
-template <typename T, typename Points, int Kernel>
+template <typename T, typename Points, int Kernel, bool MaxPools>
 void winograd_output_tile(const Conv2dWinogradOutputArgs<T>& a, int64_t t) {
   using V = Vec<T>;
   using Reg = typename V::Reg;
-  constexpr int kOutputs = Points::kPoints - Kernel + 1;
+  constexpr int kOutputs = Points::kPoints - Kernel + 1, kWindow = MaxPools ? 2 : 1;
+  static_assert(kOutputs % kWindow == 0);
   const int64_t tile = a.tiles.first + t, in_image = tile % (a.tiles.tiles_h * a.tiles.tiles_w);
   const int64_t h0 = in_image / a.tiles.tiles_w * kOutputs, w0 = in_image % a.tiles.tiles_w * kOutputs;
-  T* corner = a.output + tile / (a.tiles.tiles_h * a.tiles.tiles_w) * a.stride_n + h0 * a.stride_h + w0 * a.stride_w;
+  T* corner = a.output + tile / (a.tiles.tiles_h * a.tiles.tiles_w) * a.stride_n + h0 / kWindow * a.stride_h +
+              w0 / kWindow * a.stride_w;
   const T* residual_corner = a.residual;
   if (a.residual != nullptr)
     residual_corner += tile / (a.tiles.tiles_h * a.tiles.tiles_w) * a.residual_stride_n + h0 * a.residual_stride_h +
@@ -280,7 +282,19 @@ void winograd_output_tile(const Conv2dWinogradOutputArgs<T>& a, int64_t t) {
       return rectify<V>(a.activation, r);
     };
     T* out = corner + lane;
-    if (n == V::kWidth && rows == kOutputs && cols == kOutputs) {
+    if constexpr (MaxPools) {
+      Reg best[kOutputs / 2];
+      winograd_transform<V, OutputTransform<Points, Kernel>>(load, [&](int i, int j, Reg r) {
+        r = finish(i, j, r);
+        if (i % 2 == 0 && j % 2 == 0) {
+          best[j / 2] = r;
+        } else {
+          best[j / 2] = V::select(V::greater_or_nan(r, best[j / 2]), r, best[j / 2]);
+        }
+        if (i % 2 == 1 && j % 2 == 1 && i < rows && j < cols)
+          V::store_first(out + i / 2 * a.stride_h + j / 2 * a.stride_w, best[j / 2], n);
+      });
+    } else if (n == V::kWidth && rows == kOutputs && cols == kOutputs) {
       winograd_transform<V, OutputTransform<Points, Kernel>>(
           load, [&](int i, int j, Reg r) { V::store(out + i * a.stride_h + j * a.stride_w, finish(i, j, r)); });
     } else {
@@ -294,7 +308,11 @@ void winograd_output_tile(const Conv2dWinogradOutputArgs<T>& a, int64_t t) {
 template <typename T>
 void conv2d_winograd_output(const Conv2dWinogradOutputArgs<T>& a) {
   winograd_dispatch(a.points, a.kernel, [&]<typename Points, int Kernel>() {
-    for (int64_t t = 0; t < a.tiles.count; ++t) winograd_output_tile<T, Points, Kernel>(a, t);
+    if (a.max_pools) {
+      for (int64_t t = 0; t < a.tiles.count; ++t) winograd_output_tile<T, Points, Kernel, true>(a, t);
+    } else {
+      for (int64_t t = 0; t < a.tiles.count; ++t) winograd_output_tile<T, Points, Kernel, false>(a, t);
+    }
   });
 }
 

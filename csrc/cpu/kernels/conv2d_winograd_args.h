@@ -37,7 +37,8 @@ struct Conv2dWinogradWeightArgs {
   int64_t plane_stride;
 };
 
-// output = activation(bias + A^T m A + residual) for each tile, clipped to the image.
+// output = activation(bias + A^T m A + residual) for each tile, clipped to the image; or the maxima of that over
+// windows of 2 x 2, of which a tile holds whole ones.
 template <typename T>
 struct Conv2dWinogradOutputArgs {
   const Compute<T>* products;  // [points * points] planes of [tiles.count, row_stride]
@@ -50,6 +51,7 @@ struct Conv2dWinogradOutputArgs {
   int64_t stride_n, stride_h, stride_w, height, width, lanes;
   const T* residual;  // of the output's size, or null; may be the output
   int64_t residual_stride_n, residual_stride_h, residual_stride_w;
+  bool max_pools;  // the output is of half the height and width, rounded down
 };
 
 // grad_weight = G^T m G for each output channel, lanes are input channels.
