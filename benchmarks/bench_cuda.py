@@ -114,7 +114,7 @@ def measure(
                 for a, b in zip(ours(), theirs(), strict=True):
                     _check(layer, a, b)
             times = in_turn(ours, theirs, clock, blocks)
-            moved = [*tensors, layer.theirs(*tensors)]
+            moved = [*tensors, layer.theirs(*tensors), *(() if layer.op == "conv2d" else theirs())]
     size = sum(t.numel() * t.element_size() for t in moved)
     return Result(*times, bytes=size, flop=layer.flop(batch))
 
@@ -158,10 +158,12 @@ def main(
     limits = measure_limits("cuda", kind, event_clock)
     results = {}
     console = Console()
-    for number, (layer, direction) in enumerate(cases, 1):
-        console.print(f"{number}/{len(cases)} {layer.name} {direction}", end="\r")
-        results[layer, direction] = measure(layer, direction, batch, kind, "cuda", event_clock)
-    console.print(torch.cuda.get_device_name(), show(results, limits, batch, kind), sep="\n")
+    try:
+        for number, (layer, direction) in enumerate(cases, 1):
+            console.print(f"{number}/{len(cases)} {layer.name} {direction}", end="\r")
+            results[layer, direction] = measure(layer, direction, batch, kind, "cuda", event_clock)
+    finally:  # what was measured before a failure is shown
+        console.print(torch.cuda.get_device_name(), show(results, limits, batch, kind), sep="\n")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,8 @@ def _backward_of(
         tensors = [t.contiguous() for t in tensors]
     wanted = [tensors[i].requires_grad_() for i in learned]
     output = op(*tensors)
-    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype, memory_format=layout)
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    grad = grad.to(output.device, output.dtype, memory_format=layout)
     return lambda: torch.autograd.grad(output, wanted, grad, retain_graph=True)
 
 

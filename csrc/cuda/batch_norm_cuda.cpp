@@ -85,7 +85,7 @@ Results forward(const BatchNormGeometry& g, const Tensor& input, const OptionalT
     const auto zeros = [&] {
       if (!training) return Tensor();
       const Tensor values = empty({g.channels}, channel_options(input, compute_dtype(input)));
-      C10_CUDA_CHECK(cudaMemsetAsync(values.mutable_data_ptr(), 0, values.nbytes(), stream));
+      if (g.channels > 0) C10_CUDA_CHECK(cudaMemsetAsync(values.mutable_data_ptr(), 0, values.nbytes(), stream));
       return values;
     };
     return {output.finish(), zeros(), zeros(), mask};

@@ -21,7 +21,7 @@ from fastcnn.compilation.spec import Program, dtype_of, is_known, name_of, valid
 from fastcnn.train.files import write_atomically
 
 _MAGIC = b"fastcnn\n"
-_VERSION = 1
+_VERSION = 2
 _HEAD = len(_MAGIC) + 8 + 32
 _ALIGNMENT = 64  # bytes: a cache line
 

@@ -24,6 +24,7 @@ def optimize(graph: Graph) -> None:
     graph.remove_unused()
     _fold_scale_shift(graph)
     _move_averages_forward(graph)
+    _fold_scale_shift(graph)  # into what they were moved in front of
     _fuse_residual(graph)  # before the activation, which comes after the sum
     _fuse_activation(graph)
     _fuse_max_pool(graph)
@@ -143,6 +144,8 @@ def _averaged(graph: Graph, pool: Node) -> Node | None:
         return None
     if pool.attributes.get("divisor") or any(pool.attributes.get("padding", [])):
         return None
+    if any(k > s for k, s in zip(pool.attributes.get("kernel", []), pool.attributes.get("stride", []), strict=True)):
+        return None  # windows that overlap may add more than the convolution saves
     return conv if pooled.height * pooled.width < conv.output.height * conv.output.width else None
 
 
@@ -192,7 +195,7 @@ def _fuse_max_pool(graph: Graph) -> None:
     users, producers = graph.users(), graph.producers()
     for pool in [node for node in graph.nodes if node.op == "max_pool2d"]:
         conv = producers.get(pool.inputs[0])
-        if conv is None or conv.op != "conv2d" or len(conv.inputs) == 2:
+        if conv is None or conv.op != "conv2d" or len(conv.inputs) == 2 or len(conv.outputs) == 2:
             continue
         if not _only_user(graph, users, conv.output, pool):
             continue
@@ -204,6 +207,8 @@ def _fuse_max_pool(graph: Graph) -> None:
         if conv.constants["weight"].shape[2:] not in ((3, 3), (5, 5)):
             continue
         if conv.attributes["stride"] != [1, 1] or conv.attributes["dilation"] != [1, 1]:
+            continue
+        if conv.attributes["groups"] > 1:
             continue
         conv.outputs = [pool.output, conv.output]
         producers[pool.output] = conv

@@ -38,11 +38,11 @@ def convert(model: nn.Module, example: Any = None) -> nn.Module:
 
     Numerics: those of the ops; float32 results differ from torch's in rounding.
     """
-    decided = plan(model)
+    kept = {module: done.kept for module in model.modules() if (done := layers.conversion(module)) and done.kept}
     if example is not None:
-        for module in model.modules():
+        for module in kept:
             layers.forget_kept(module)
-        decided = plan(model)
+    decided = plan(model)
     new = [module for module in model.modules() if layers.conversion(module) is None]
     try:
         carry_out(decided, model)
@@ -53,6 +53,8 @@ def convert(model: nn.Module, example: Any = None) -> nn.Module:
     except BaseException:
         for module in new:
             layers.undo(module)
+        for module, reason in kept.items():
+            layers.keep(module, reason)
         raise
     if example is None:
         times = "convert(model, example) times each layer, and leaves torch's where that is faster"

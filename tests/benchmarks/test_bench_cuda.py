@@ -35,6 +35,13 @@ def test_bench_cuda_measures_layers_and_limits() -> None:
     assert len(table.rows) == len(CASES)
 
 
+def test_bench_cuda_draws_gradients_where_the_tensors_are() -> None:
+    layer = FIRST["conv2d"]
+    tensors = [t.to("meta") for t in layer.tensors(2)]
+    gradients = bench_cuda.both(layer.theirs, layer, "gradient of weight", tensors)()
+    assert all(gradient.is_meta for gradient in gradients)
+
+
 def test_bench_cuda_times_nothing_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = FIRST["concat"]
 

@@ -150,7 +150,7 @@ def _set(*keys: Any) -> Callable[[Any], None]:
 
 PROGRAM, OP, PLAN = "program", 0, 1  # the network's first two segments
 HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
-    "version": (_set("version", 2), "version 2"),
+    "version": (_set("version", 1), "version 1"),
     "huge tensor": (_set("tensors", 0, "shape", [2**40, 2**40]), "ends beyond it"),
     "negative size": (_set("tensors", 0, "shape", [-1, -54]), "no valid shape"),
     "size no int": (_set("tensors", 0, "shape", [54.0]), "no valid shape"),

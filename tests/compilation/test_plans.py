@@ -91,6 +91,11 @@ def cases() -> dict[str, tuple[Any, list[nn.Module], list[str]]]:
             [nn.Conv2d(4, 4, 3, padding=2), conv(4, 5), norm(4)],
             ["conv2d"] * 2,
         ),
+        "maxima of maxima": (
+            lambda x, c: F.max_pool2d(F.max_pool2d(c(x), 2), 2),
+            [nn.Conv2d(4, 4, 3, padding=2)],
+            ["conv2d", "max_pool2d"],
+        ),
         "maxima of a concat's part": (
             lambda x, c, d: torch.cat([F.max_pool2d(c(x), 2), d(F.max_pool2d(x, 2))], 1),
             [conv(), conv()],
@@ -108,35 +113,40 @@ def cases() -> dict[str, tuple[Any, list[nn.Module], list[str]]]:
             [conv()],
             ["conv2d", "max_pool2d"] * 6,
         ),
-        "maxima of other convs": (  # of 1x1, strided, dilated, with a residual
-            lambda x, c, d, e, f: (
+        "maxima of other convs": (  # of 1x1, strided, dilated, grouped, with a residual
+            lambda x, c, d, e, f, g: (
+                F.max_pool2d(g(x), 2),
                 F.max_pool2d(c(x), 2),
                 F.max_pool2d(d(x), 2),
                 F.max_pool2d(e(x), 2),
                 F.max_pool2d(f(x) + x, 2),
             ),
-            [conv(4, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, padding=2, dilation=2), conv()],
-            ["conv2d", "max_pool2d"] * 4,
+            [
+                *(conv(4, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, padding=2, dilation=2), conv()),
+                nn.Conv2d(4, 4, 3, padding=1, groups=4),
+            ],
+            ["conv2d", "max_pool2d"] * 5,
         ),
         "average of a pointwise conv": (
-            lambda x, c, n: F.relu(F.avg_pool2d(n(c(x)), 2)),
-            [nn.Conv2d(4, 6, 1, groups=2), norm(6)],
+            lambda x, c, n, m: F.relu(m(F.avg_pool2d(n(c(x)), 2))),
+            [nn.Conv2d(4, 6, 1, groups=2), norm(6), norm(6)],
             ["avg_pool2d", "conv2d"],
         ),
         "averages of pointwise convs": (
-            lambda x, c, d: F.adaptive_avg_pool2d(d(F.avg_pool2d(c(x), 3, 2, ceil_mode=True)), 1),
+            lambda x, c, d: F.adaptive_avg_pool2d(d(F.avg_pool2d(c(x), 2, 3, ceil_mode=True)), 1),
             [nn.Conv2d(4, 2, 1), nn.Conv2d(2, 6, 1, bias=False)],
             ["avg_pool2d", "adaptive_avg_pool2d", "conv2d", "conv2d"],
         ),
-        "averages that stay": (  # of a padded window, by another divisor, of more pixels, of what others read
+        "averages that stay": (  # of padded or overlapping windows, by another divisor, of more pixels, read by others
             lambda x, c: (
                 F.avg_pool2d(c(x), 2, padding=1),
+                F.avg_pool2d(c(x), 3, 2),
                 F.avg_pool2d(c(x), 2, divisor_override=3),
                 F.adaptive_avg_pool2d(c(x), (7, 9)),
                 (lambda y: (F.avg_pool2d(y, 2), y))(c(x)),
             ),
             [conv(4, 1)],
-            [*["conv2d", "avg_pool2d"] * 2, "conv2d", "adaptive_avg_pool2d", "conv2d", "avg_pool2d"],
+            [*["conv2d", "avg_pool2d"] * 3, "conv2d", "adaptive_avg_pool2d", "conv2d", "avg_pool2d"],
         ),
         "averages of other convs": (  # of 3x3, strided, padded, with an activation, with a residual
             lambda x, c, d, e, f: (

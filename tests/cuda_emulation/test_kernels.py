@@ -29,6 +29,8 @@ def test_kernels_listed_are_all_global_functions_of_the_sources() -> None:
     assert written == {(kernel.name, kernel.file) for kernel in emulated_kernels.kernels().values()}
     assert all(name.endswith("_kernel") for name, _ in written)
     assert all(kernel.mutations for kernel in emulated_kernels.kernels().values())
+    launched = {path.name.removesuffix("_launch.cu") for path in CUDA.glob("*.cu")}
+    assert launched == set(emulated_kernels.OPS)
 
 
 @pytest.mark.parametrize("op", emulated_kernels.OPS)
@@ -61,6 +63,13 @@ FAULTS = {
     "unwritten": "nobody wrote",
     "geometry": "no such launch",
 }
+
+
+def test_mutations_cover_each_class_of_fault() -> None:
+    mutations = [mutation for kernel in emulated_kernels.kernels().values() for mutation in kernel.mutations]
+    assert {mutation.fault for mutation in mutations} >= set(FAULTS)
+
+
 MUTANTS = [
     pytest.param(op, kernel, mutation, id=f"{kernel.name}-{i}-{mutation.fault}")
     for op in emulated_kernels.OPS

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import gpu
 import pytest
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ def train_step(network: nn.Module, images: Tensor, decisions: Decisions | None =
     ]
     images = images.clone().requires_grad_()
     output = network(images)
-    F.cross_entropy(output, torch.arange(len(images)) % 10).backward()
+    F.cross_entropy(output, torch.arange(len(images), device=images.device) % 10).backward()
     for handle in handles:
         handle.remove()
 
@@ -107,18 +108,29 @@ def error_bound(request: pytest.FixtureRequest) -> Iterator[Callable[[float], fl
         yield lambda torchs: max(TIMES_TORCHS_ERROR[request.param] * torchs, ALLOWED_ERROR[request.param])
 
 
+@pytest.fixture
+def exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU float32 may else be multiplied as TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def check_as_close_as_torch(case: Any, images: Tensor, error_bound: Callable[[float], float], **arguments: Any) -> Step:
-    """Compares float32 networks with float64; returns torch's float64 step."""
-    free = train_step(case.build("torch", torch.float64, **arguments), images.double())
+    """Compares float32 networks with float64, where the images are; returns torch's float64 step."""
+
+    def build(layers: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+        network: nn.Module = case.build(layers, dtype, **arguments).to(images.device)
+        return network
+
+    free = train_step(build("torch", torch.float64), images.double())
     errors = {}
     for layers in ("fastcnn", "torch"):
-        step = train_step(case.build(layers, **arguments), images)
+        step = train_step(build(layers), images)
         truth = free
         if not same_decisions(step.decisions, free.decisions):
             assert step.decisions.keys() == free.decisions.keys()
             for key, decided in step.decisions.items():
                 assert (decided != free.decisions[key]).double().mean() < 1e-3, key
-            truth = train_step(case.build("torch", torch.float64, **arguments), images.double(), step.decisions)
+            truth = train_step(build("torch", torch.float64), images.double(), step.decisions)
         assert step.values.keys() == truth.values.keys()
         errors[layers] = {name: relative_error(value, truth.values[name]) for name, value in step.values.items()}
     for name, error in errors["fastcnn"].items():
@@ -126,20 +138,24 @@ def check_as_close_as_torch(case: Any, images: Tensor, error_bound: Callable[[fl
     return free
 
 
-def test_network_values_and_gradients_as_torch(case: Any, error_bound: Callable[[float], float]) -> None:
-    images = case.images()
+@pytest.mark.parametrize("device", gpu.DEVICES)
+def test_network_values_and_gradients_as_torch(
+    case: Any, error_bound: Callable[[float], float], device: str, exact_float32: None
+) -> None:
+    images = case.images().to(device)
     truth = check_as_close_as_torch(case, images, error_bound)
     # In float64 the two differ by the order of their sums only: some 2e-16, which the layers amplify by less than 1e5.
-    fast = train_step(case.build("fastcnn", torch.float64), images.double())
+    fast = train_step(case.build("fastcnn", torch.float64).to(device), images.double())
     for name, value in fast.values.items():
         assert value.dtype == truth.values[name].dtype
         assert relative_error(value, truth.values[name]) <= 1e-11, name
 
 
+@pytest.mark.parametrize("device", gpu.DEVICES)
 def test_network_values_with_three_channels_and_a_thousand_classes(
-    case: Any, error_bound: Callable[[float], float]
+    case: Any, error_bound: Callable[[float], float], device: str, exact_float32: None
 ) -> None:
-    images = case.images(channels=3, small=True)
+    images = case.images(channels=3, small=True).to(device)
     truth = check_as_close_as_torch(case, images, error_bound, in_channels=3, num_classes=1000)
     assert truth.values["output"].shape == (2, 1000)
 
