@@ -2,7 +2,8 @@
 
 Each layer is checked first, then timed by CUDA events, ours and torch's (cuDNN for convolutions) in turn, both
 channels_last. Beside the ratio stand the shares of two limits measured on the same GPU: a copy's bandwidth, and the
-FLOP/s of a large matrix product (cuBLAS) in the same dtype.
+FLOP/s of a large matrix product (cuBLAS) in the same dtype. A layer whose tensors fit the second-level cache finds them
+there from one call to the next, and may show more than the copy's bandwidth.
 """
 
 from __future__ import annotations

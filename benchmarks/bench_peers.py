@@ -5,8 +5,8 @@
 Batch 1, 8 and 32, one and two threads, float32, inference. Results are checked against float64 first. Then all peers of
 a case run in one process, a block of calls each in turn, with a pause before each block in which the pools of threads
 of the others come to rest; and each once more in a process of its own, which says whether company slowed it, and how
-much its resident memory grew. The report keeps what it holds of other networks, if the same versions were measured on
-the same machine: hours can be taken in parts.
+much its resident memory grew. The report keeps what it holds of other networks, batches and numbers of threads, if the
+same versions were measured on the same machine: hours can be taken in parts.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def _list(text: str) -> list[str]:
 
 def main(
     networks: Annotated[str, typer.Option(help="by commas")] = ",".join(peers.NETWORKS),
-    batches: Annotated[str, typer.Option(help="by commas")] = "1,8,32",
-    threads: Annotated[str, typer.Option(help="by commas")] = "1,2",
+    batches: Annotated[str, typer.Option(help="by commas")] = ",".join(map(str, peers.BATCHES)),
+    threads: Annotated[str, typer.Option(help="by commas")] = ",".join(map(str, peers.THREADS)),
     out: Annotated[Path, typer.Option(help="where the report's folder goes")] = peers_report.DOCS,
     alone: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:

@@ -21,6 +21,7 @@ from fastcnn._torchvision import import_torchvision
 
 OURS = ("lenet", "alexnet", "vgg11", "nin", "googlenet", "resnet18", "densenet")
 TORCHVISION = ("resnet50", "vgg16", "densenet121", "googlenet", "mobilenet_v2")
+BATCHES, THREADS = (1, 8, 32), (1, 2)
 NETWORKS = (*OURS, *(f"torchvision:{name}" for name in TORCHVISION))
 
 Run = Callable[[Tensor], Tensor]

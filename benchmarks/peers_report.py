@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fastcnn._machine import cpu_name, version_of
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
 ROWS = "rows.json"  # what the report was made of
-OURS = "fastcnn "  # our ways begin with it
+OURS, COMPILED = "fastcnn ", "fastcnn compiled"  # our ways begin with it; the one that has targets
 APART = 0.15  # a median in company may be off by as much from the one in a process of its own
 
 Row = dict[str, Any]
@@ -50,16 +51,67 @@ def _names(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(r["peer"] for r in rows))
 
 
+def _ratio(rows: list[Row], network: str, batch: int, threads: int, rival: str = "") -> float:
+    """The time of the best rival, or of the named one, over that of the compiled network; nan where one is missing."""
+    case = of_case(rows, network, batch, threads)
+    other = next((r for r in case if r["peer"] == rival), None) if rival else best_rival(case)
+    mine = next((r for r in case if r["peer"] == COMPILED), None)
+    return other["ms"] / mine["ms"] if other and mine and "ms" in other and "ms" in mine else math.nan
+
+
+@dataclass(frozen=True)
+class Target:
+    """What compiled networks aim at: a ratio in each of the cases (network, batch), or as their geometric mean."""
+
+    name: str
+    bound: float
+    cases: tuple[tuple[str, int], ...]
+    of_mean: bool = False
+    rival: str = ""  # the best one
+
+    def value(self, rows: list[Row], threads: int) -> tuple[float, str]:
+        """The mean, or the least ratio and its case; nan where a case is missing."""
+        ratios = [(_ratio(rows, *case, threads, self.rival), f"{case[0]}, batch {case[1]}") for case in self.cases]
+        if any(math.isnan(ratio) for ratio, _ in ratios):
+            return math.nan, ""
+        if self.of_mean:
+            return math.exp(statistics.fmean(math.log(ratio) for ratio, _ in ratios)), "mean"
+        return min(ratios)
+
+
+_SEVEN = tuple((network, batch) for batch in (1, 32) for network in peers.OURS)
+TARGETS = (
+    Target("each of the seven networks, batch 1 and 32", 1.1, _SEVEN),
+    Target("the seven networks, batch 1 and 32, geometric mean", 1.5, _SEVEN, of_mean=True),
+    Target("VGG-11, batch 32", 2.0, (("vgg11", 32),)),
+    Target("LeNet, batch 1, against ONNX Runtime", 2.0, (("lenet", 1),), rival="ONNX Runtime"),
+)
+
+
+def _targets(rows: list[Row]) -> Page:
+    lines = []
+    for target in TARGETS:
+        for threads in dict.fromkeys(r["threads"] for r in rows):
+            value, case = target.value(rows, threads)
+            verdict = "not measured" if math.isnan(value) else "met" if value >= target.bound else "missed"
+            figure = "" if math.isnan(value) else f"{value:.2f}"
+            lines.append([target.name, case, verdict, str(threads), f"{target.bound}", figure])
+    note = (
+        "The rival's time over the compiled network's, the least of the cases or their mean. Where the time goes where "
+        "one is missed: docs/benchmarks/README.md."
+    )
+    return Page("Targets", note, ("target", "worst in", "", "threads", "target is", "figure"), 3, lines)
+
+
 def _times(rows: list[Row]) -> Page:
     names, lines = _names(rows), []
     for case in _cases(rows):
         of = {r["peer"]: r for r in of_case(rows, *case)}
-        rival, mine = best_rival(list(of.values())), [r for n, r in of.items() if n.startswith(OURS) and "ms" in r]
-        ratio = rival["ms"] / min(r["ms"] for r in mine) if rival and mine else math.nan
+        rival, ratio = best_rival(list(of.values())), _ratio(rows, *case)
         cells = [f"{of[n]['ms']:.3g}" if "ms" in of.get(n, {}) else "failed" for n in names]
         lines.append([case[0], rival["peer"] if rival else "", str(case[1]), str(case[2]), *cells, f"{ratio:.2f}"])
     columns = ("network", "best rival", "batch", "threads", *(f"{n}, ms" for n in names), "ratio")
-    return Page("Times", "Medians; ratio: the best rival's over ours.", columns, 2, lines)
+    return Page("Times", "Medians; ratio: the best rival's over the compiled network's.", columns, 2, lines)
 
 
 def _details(rows: list[Row]) -> Page:
@@ -100,9 +152,9 @@ def summary(rows: list[Row]) -> list[str]:
     return lines
 
 
-def _plot(rows: list[Row], path: Path) -> None:
-    cases, names = _cases(rows), _names(rows)
-    figure, axis = plt.subplots(figsize=(max(8, 0.9 * len(cases)), 5))
+def _plot(rows: list[Row], batch: int, path: Path) -> None:
+    cases, names = [case for case in _cases(rows) if case[1] == batch], _names(rows)
+    figure, axis = plt.subplots(figsize=(max(8, 0.8 * len(cases)), 5))
     for place, name in enumerate(names):
         heights = []
         for case in cases:
@@ -111,8 +163,9 @@ def _plot(rows: list[Row], path: Path) -> None:
         axis.bar(
             [i + 0.8 * (place / len(names) - 0.5) for i in range(len(cases))], heights, 0.8 / len(names), label=name
         )
-    axis.set_xticks(range(len(cases)), [f"{n}\nbatch {b}, {t} thr" for n, b, t in cases], rotation=60, fontsize=7)
-    axis.set(ylabel="speed, torch eager = 1")
+    labels = [f"{name.removeprefix('torchvision:')}\n{threads} thr" for name, _, threads in cases]
+    axis.set_xticks(range(len(cases)), labels, rotation=60, fontsize=7)
+    axis.set(ylabel="speed, torch eager = 1", title=f"batch {batch}")
     axis.axhline(1, color="black", linewidth=0.8)
     axis.legend(fontsize=7)
     figure.tight_layout()
@@ -122,25 +175,30 @@ def _plot(rows: list[Row], path: Path) -> None:
 
 def _command(rows: list[Row]) -> str:
     measured = list(dict.fromkeys(r["network"] for r in rows))
-    left_out = [name for name in peers.NETWORKS if name not in measured]
-    return "make bench-peers" + (f' PEERS_ARGS="--networks {",".join(measured)}"' if left_out else "")
+    arguments = []
+    if any(name not in measured for name in peers.NETWORKS):
+        arguments.append(f"--networks {','.join(measured)}")
+    for name, default in (("batch", peers.BATCHES), ("threads", peers.THREADS)):
+        values = sorted({r[name] for r in rows})
+        if values != list(default):
+            arguments.append(f"--{'batches' if name == 'batch' else name} {','.join(map(str, values))}")
+    return "make bench-peers" + (f' PEERS_ARGS="{" ".join(arguments)}"' if arguments else "")
 
 
 def _kept(file: Path, setting: str, rows: list[Row]) -> list[Row]:
-    """What a report holds of networks that the rows do not measure, if its setting is the same."""
+    """What a report holds of cases that the rows do not measure, if its setting is the same."""
     if not file.exists():
         return []
     held = json.loads(file.read_text())
     if held["setting"] != setting:
         print(f"{file.parent}: begun anew; what it held was measured with {held['setting']}")
         return []
-    measured = {r["network"] for r in rows}
-    kept: list[Row] = [r for r in held["rows"] if r["network"] not in measured]
-    return kept
+    measured = set(_cases(rows))
+    return [r for case in _cases(held["rows"]) if case not in measured for r in of_case(held["rows"], *case)]
 
 
 def write(rows: list[Row], out: Path) -> Path:
-    """Writes the rows into the report under `out`, beside those that it has of other networks; returns its folder."""
+    """Writes the rows into the report under `out`, beside those that it has of other cases; returns its folder."""
     mpl.use("Agg")
     kernels = _library.load().fastcnn_cpu_capability().decode()
     folder = out / folder_name(cpu_name(), kernels, "peers")
@@ -150,16 +208,19 @@ def write(rows: list[Row], out: Path) -> Path:
         f"{cpu_name()}, fastcnn kernels {kernels}, torch {torch.__version__} "
         f"({torch.backends.cpu.get_cpu_capability()}), {versions}"
     )
-    rows = sorted(_kept(folder / ROWS, setting, rows) + rows, key=lambda r: peers.NETWORKS.index(r["network"]))
-    _plot(rows, folder / "speed.png")
+    rows = _kept(folder / ROWS, setting, rows) + rows
+    rows.sort(key=lambda r: (peers.NETWORKS.index(r["network"]), r["batch"], r["threads"]))
+    charts = {batch: f"speed-batch-{batch}.png" for batch in sorted({r["batch"] for r in rows})}
+    for batch, name in charts.items():
+        _plot(rows, batch, folder / name)
     Report(
         title=f"{cpu_name()}, {kernels}: inference against other ways to run a network",
         headline=f"{setting}; measured on {', '.join(sorted({r['date'] for r in rows}))}; float32; blocks of calls in "
         "turn, with a pause before each; outputs checked against float64 before.",
         command=_command(rows),
-        pages=[_times(rows), _details(rows)],
+        pages=[_targets(rows), _times(rows), _details(rows)],
         summary=summary(rows),
-        charts=["speed.png"],
+        charts=list(charts.values()),
     ).write(folder)
     lines = ",\n".join(json.dumps(r) for r in rows)
     (folder / ROWS).write_text(f'{{"setting": {json.dumps(setting)},\n"rows": [\n{lines}\n]}}\n')

@@ -19,7 +19,7 @@ def _none_like(t: Tensor) -> Tensor:
 
 def _switches() -> Tensor:
     """The switches as a traced forward gives them to its backward: kSwitchValues of csrc/common/switches.h."""
-    return torch.empty(32, dtype=torch.int64)
+    return torch.empty(32, dtype=torch.int64, device="cpu")
 
 
 # --- conv2d ---------------------------------------------------------------------------------------------------------

@@ -47,8 +47,9 @@ def conv2d(
         NotImplementedError: a case that only torch's own op covers, with fastcnn.backends.fallback off.
 
     Numerics: float32 and the half types accumulate in float32 (the half types round once, at the end), float64 in
-    float64, in chains of at most 512 terms. The error's rms is at most twice that of torch's own convolution. The
-    result depends neither on the number of threads nor on the other images of the batch. NaN and infinity come out
+    float64, on the CPU in chains of at most 512 terms. The error's rms is there at most twice that of torch's own
+    convolution. The result does not depend on the number of threads, and on the other images of the batch only by the
+    algorithm, unless backends.batch_invariant(True). NaN and infinity come out
     where the sum over the window, padding counted as zeros, has them; ReLU keeps NaN. On CPUs with AVX-512 BF16,
     bfloat16 numbers below the least normal one count as zero. docs/numerics.md has
     the bounds of each kernel, Winograd's included.

@@ -149,6 +149,7 @@ def test_pooling_on_cuda_compiles_without_a_graph_break() -> None:
 
 def test_pooling_on_cuda_with_64_bit_indices() -> None:
     shape = (1, 1 << 16, 182, 182)  # more than 2^31 elements
+    torch.cuda.empty_cache()
     if torch.cuda.mem_get_info()[0] < 12 << 30:
         pytest.skip("12 GB of free memory are needed")
     input = torch.zeros(shape, dtype=torch.float16, device=DEVICE).to(memory_format=torch.channels_last)
