@@ -15,6 +15,8 @@ from layers import NETWORKS, Layer, distinct_layers
 BATCH = 32
 # Of csrc/cuda/conv2d_gemm_tiles.cuh: kTileM, and kWide or, where that is enough, kNarrow.
 TILE_ROWS, WIDE, NARROW = 128, 64, 32
+# Of csrc/cuda: kPartBlocks, kMaxPartBytes, kLeastSteps, and the kDepth of tiles of half types.
+PART_BLOCKS, MAX_PART_BYTES, LEAST_STEPS, STEP = 512, 64 << 20, 4, 32
 ELEMENT_BYTES = {"float32": 4, "float16": 2}
 
 
@@ -52,6 +54,12 @@ class Tiles:
     def count(self) -> int:
         """Tiles of the result. Where they are few, each is summed in parts by several blocks."""
         return self.phases * -(-self.rows // TILE_ROWS) * -(-self.columns // self.width)
+
+    @property
+    def parts(self) -> int:
+        """Blocks that share a tile's sums, in the gradient of a weight."""
+        wanted, room = -(-PART_BLOCKS // self.count), MAX_PART_BYTES // (4 * self.rows * self.columns)
+        return max(1, min(wanted, self.depth // (LEAST_STEPS * STEP), room))
 
     @property
     def filled(self) -> float:
@@ -107,6 +115,13 @@ def passes(layer: Layer, batch: int = BATCH) -> Iterator[Pass]:
             yield replace(conv, kernel="conv2d, gradient of input", tiles=tiles)
         tiles = Tiles(taps * in_channels, out, positions)
         yield replace(conv, kernel="conv2d, gradient of weight", elements=conv.elements + out, tiles=tiles)
+        # Its parts in float32 are read, and their sum is written.
+        sums = replace(base, elements=weight, other_bytes=4 * tiles.parts * weight, operations=tiles.parts * weight)
+        yield replace(sums, kernel="conv2d, sums of parts")
+        # With a ReLU: its mask, from the output; and of the output's gradient what passes it, and the bias's.
+        yield replace(base, kernel="conv2d, ReLU's mask", elements=output, other_bytes=output / 8, operations=output)
+        masked = replace(base, elements=2 * output + out, other_bytes=output / 8, operations=output)
+        yield replace(masked, kernel="conv2d, gradient of ReLU and bias")
     elif layer.op == "max_pool2d":
         window = output * layer.kernel**2
         yield replace(base, kernel="max_pool2d", elements=image + output, other_bytes=output, operations=window)
@@ -195,6 +210,11 @@ def page() -> str:
         "of the two. A layer that is there several times counts once, with the first network that has it. Peaks, from "
         "the maker's papers:\n",
         *peaks,
+        "\nfloat32 as it is, without TF32, is multiplied on CUDA cores: where a convolution is bound by operations, "
+        f"an H100 then needs {H100.matrix['float32'] / H100.vector:.1f} times as long, and an RTX 4090 as long. "
+        "Results of up to 8 channels a group (LeNet's first layer) go to the direct kernel there; on tensor cores "
+        "those of up to 4, which none of these layers has. What is left out moves few numbers a channel: the kernels "
+        "that merge the tiles' statistics, update the running ones, and turn a batch norm's sums into factors.",
         "\n## Sums over each network's layers\n",
         *rows(["network", "pass"], sums),
         "\n## Every layer\n",
@@ -202,7 +222,8 @@ def page() -> str:
         f"{TILE_ROWS} positions (of the weight's gradient: taps and channels) by {WIDE} channels, or {NARROW} where "
         "there are no more; the share of their elements that are results; and operations for each byte that the blocks "
         "load, from the memory or a cache. Where there are too few tiles to fill a GPU, several blocks share each "
-        "one's sums.\n",
+        "one's sums. The other passes have no tiles: each block walks over values that lie together, loads each once, "
+        "and has the roofline's op/byte.\n",
         *rows(["network", "pass", "layer", "input"], each, tiles=True),
     ]
     return "\n".join(parts) + "\n"
