@@ -38,11 +38,12 @@ def convert(model: nn.Module, example: Any = None) -> nn.Module:
 
     Numerics: those of the ops; float32 results differ from torch's in rounding.
     """
+    decided = plan(model)
     kept = {module: done.kept for module in model.modules() if (done := layers.conversion(module)) and done.kept}
     if example is not None:
         for module in kept:
             layers.forget_kept(module)
-    decided = plan(model)
+        decided = plan(model)
     new = [module for module in model.modules() if layers.conversion(module) is None]
     try:
         carry_out(decided, model)
