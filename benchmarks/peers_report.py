@@ -75,7 +75,7 @@ class Target:
         if any(math.isnan(ratio) for ratio, _ in ratios):
             return math.nan, ""
         if self.of_mean:
-            return math.exp(statistics.fmean(math.log(ratio) for ratio, _ in ratios)), "mean"
+            return statistics.geometric_mean(ratio for ratio, _ in ratios), "mean"
         return min(ratios)
 
 
@@ -146,7 +146,7 @@ def summary(rows: list[Row]) -> list[str]:
             groups.setdefault((row["peer"], batch, threads), []).append((rival["ms"] / row["ms"], network))
     lines = []
     for (peer, batch, threads), ratios in sorted(groups.items()):
-        mean, (least, network) = math.exp(statistics.fmean(math.log(r) for r, _ in ratios)), min(ratios)
+        mean, (least, network) = statistics.geometric_mean(r for r, _ in ratios), min(ratios)
         what = f"{peer}, batch {batch}, {threads} threads: the best rival's time over ours"
         lines.append(f"{what}, geometric mean {mean:.2f}, least {least:.2f} ({network})")
     return lines

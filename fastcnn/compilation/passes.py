@@ -96,6 +96,10 @@ def _only_user(graph: Graph, users: dict[Value, list[Node]], value: Value, user:
     return users.get(value, []) == [user] and value not in graph.outputs
 
 
+def _has(node: Node, **attributes: Any) -> bool:
+    return all(node.attributes[name] == value for name, value in attributes.items())
+
+
 def _fold_scale_shift(graph: Graph) -> None:
     """Multiplies a batch norm into the weights of the layer before it, in float64, where nothing else reads that."""
     users, producers = graph.users(), graph.producers()
@@ -139,8 +143,7 @@ def _averaged(graph: Graph, pool: Node) -> Node | None:
         return None
     if len(conv.inputs) == 2 or conv.constants["weight"].shape[2:] != (1, 1):
         return None
-    form = {"stride": [1, 1], "padding": [0, 0], "activation": "none"}
-    if any(conv.attributes[name] != value for name, value in form.items()):
+    if not _has(conv, stride=[1, 1], padding=[0, 0], activation="none"):
         return None
     if pool.attributes.get("divisor") or any(pool.attributes.get("padding", [])):
         return None
@@ -199,16 +202,13 @@ def _fuse_max_pool(graph: Graph) -> None:
             continue
         if not _only_user(graph, users, conv.output, pool):
             continue
-        form = {"kernel": [2, 2], "stride": [2, 2], "padding": [0, 0], "dilation": [1, 1]}
-        if any(pool.attributes[name] != value for name, value in form.items()):
+        if not _has(pool, kernel=[2, 2], stride=[2, 2], padding=[0, 0], dilation=[1, 1]):
             continue
         if pool.output.sizes[1:] != (conv.output.height // 2, conv.output.width // 2):  # rounded up
             continue
         if conv.constants["weight"].shape[2:] not in ((3, 3), (5, 5)):
             continue
-        if conv.attributes["stride"] != [1, 1] or conv.attributes["dilation"] != [1, 1]:
-            continue
-        if conv.attributes["groups"] > 1:
+        if not _has(conv, stride=[1, 1], dilation=[1, 1], groups=1):
             continue
         conv.outputs = [pool.output, conv.output]
         producers[pool.output] = conv

@@ -73,11 +73,8 @@ class PlanBuilder:
                 if self.parents.get(value) != (node.output, first):
                     self.steps.append(("copy", [_whole(value), _Part(node.output, first, value.channels)], []))
         else:
-            parts: list[_Part | None] = [*map(_whole, node.inputs), output]
-            if node.op == "conv2d":
-                source, residual = [*node.inputs, None][:2]
-                pooled, unpooled = (node.output, node.outputs[1]) if len(node.outputs) == 2 else (None, node.output)
-                parts = [None if v is None else _whole(v) for v in (source, residual, unpooled, pooled)]
+            values = _conv2d_values(node) if node.op == "conv2d" else [*node.inputs, node.output]
+            parts = [None if value is None else _whole(value) for value in values]
             self.steps.append((node.op, parts, self._numbers(node)))
         if node.output in self.outputs and node.output not in self.returned:
             self.steps.append(("copy", [output, _Part(node.output, 0, output.channels, returned=True)], []))
@@ -171,6 +168,13 @@ def _slices(nodes: Sequence[Node]) -> dict[Value, tuple[Value, int]]:
                 parents[value] = (node.inputs[0], first)
         made.update(node.outputs)
     return parents
+
+
+def _conv2d_values(node: Node) -> list[Value | None]:
+    """Input, residual, output and maxima of the output, of which there need be no residual and no maxima."""
+    source, residual = [*node.inputs, None][:2]
+    output, pooled = [*reversed(node.outputs), None][:2]
+    return [source, residual, output, pooled]
 
 
 def _step(op: str, values: list[int], numbers: list[int]) -> list[int]:

@@ -49,10 +49,9 @@ def conv2d(
     Numerics: float32 and the half types accumulate in float32 (the half types round once, at the end), float64 in
     float64, on the CPU in chains of at most 512 terms. The error's rms is there at most twice that of torch's own
     convolution. The result does not depend on the number of threads, and on the other images of the batch only by the
-    algorithm, unless backends.batch_invariant(True). NaN and infinity come out
-    where the sum over the window, padding counted as zeros, has them; ReLU keeps NaN. On CPUs with AVX-512 BF16,
-    bfloat16 numbers below the least normal one count as zero. docs/numerics.md has
-    the bounds of each kernel, Winograd's included.
+    algorithm, unless backends.batch_invariant(True). NaN and infinity come out where the sum over the window, padding
+    counted as zeros, has them; ReLU keeps NaN. On CPUs with AVX-512 BF16, bfloat16 numbers below the least normal one
+    count as zero. docs/numerics.md has the bounds of each kernel, Winograd's included.
 
     Source: Zhang et al., High Performance Zero-Memory Overhead Direct Convolutions, ICML 2018.
     """

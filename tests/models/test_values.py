@@ -109,9 +109,9 @@ def error_bound(request: pytest.FixtureRequest) -> Iterator[Callable[[float], fl
 
 
 @pytest.fixture
-def exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU float32 may else be multiplied as TF32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def exact_float32() -> Iterator[None]:
+    with gpu.tf32(False):
+        yield
 
 
 def check_as_close_as_torch(case: Any, images: Tensor, error_bound: Callable[[float], float], **arguments: Any) -> Step:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import gpu
 import pytest
@@ -40,9 +40,9 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-2, torch.float16: 8e-3}
 
 
 @pytest.fixture(autouse=True)
-def _without_tf32_and_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    fastcnn.backends.fallback(False)
+def _without_tf32_and_fallback() -> Iterator[None]:
+    with gpu.tf32(False), fastcnn.backends.fallback(False):
+        yield
 
 
 def image(dtype: torch.dtype, *shape: int) -> Tensor:

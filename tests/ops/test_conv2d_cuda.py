@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import gpu
@@ -13,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from conditions import HALF, LAYOUTS, relative_error, tolerance
 from conv2d_samples import SAMPLES, tensors
-from gpu import DEVICE, moved
+from gpu import DEVICE, moved, tf32
 from kernels import recorded
 from torch import Tensor
 from torch.autograd import gradgradcheck
@@ -33,16 +31,6 @@ CUDA_SAMPLES: dict[str, dict[str, Any]] = {
     "depthwise_wide": dict(n=2, c=320, k=320, size=(29, 31), kernel=(5, 5), padding=2, groups=320),
 }
 TF32 = 2.0**-10  # what rounding both factors may add
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def near(terms: int, dtype: torch.dtype, allowed: bool = False) -> float:
