@@ -47,8 +47,7 @@ Plan::Plan(const std::vector<std::vector<int64_t>>& values, const std::vector<st
     for (const int64_t v : reader.writes()) written.write(spec_.values[v]);
   }
   for (size_t i = 0; i < spec_.outputs.size(); ++i) {
-    Value whole = spec_.values[spec_.outputs[i]];
-    whole.first_channel = 0, whole.channels = whole.pitch;
+    const Value whole = spec_.values[spec_.outputs[i]].whole();
     TORCH_CHECK(written.holds(whole), "fastcnn plan: expected output ", i, " of ", whole.channels,
                 " channels to be written as a whole, but not all of its channels are");
   }

@@ -108,18 +108,13 @@ bool overlap(const Value& a, const Value& b) {
 }
 
 void Written::forget(const Value& value) {
-  std::erase_if(regions_, [&](const Region& r) {
-    Value whole = r.pixels;
-    whole.first_channel = 0, whole.channels = whole.pitch;
-    return overlap(whole, value);
-  });
+  std::erase_if(regions_, [&](const Region& r) { return overlap(r.pixels.whole(), value); });
 }
 
 void Written::write(const Value& value) {
   Region* mine = nullptr;
   std::erase_if(regions_, [&](const Region& r) {
-    Value whole = r.pixels;
-    whole.first_channel = 0, whole.channels = whole.pitch;
+    const Value whole = r.pixels.whole();
     const bool same = whole.storage == value.storage && whole.place == value.place &&
                       whole.pixels() == value.pixels() && whole.pitch == value.pitch;
     return !same && overlap(whole, value);

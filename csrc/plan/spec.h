@@ -36,6 +36,12 @@ struct Value {
   int64_t pixels() const { return height * width; }
   int64_t image_size() const { return pixels() * pitch; }  // floats from one image to the next
   std::string shape() const;
+  // All the channels of its pixels.
+  Value whole() const {
+    Value all = *this;
+    all.first_channel = 0, all.channels = pitch;
+    return all;
+  }
 };
 
 struct Spec {
