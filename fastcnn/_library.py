@@ -84,6 +84,27 @@ def plan(values: list[list[int]], steps: list[list[int]], constants: list[torch.
     return torch.classes.fastcnn.Plan(values, steps, constants, arena)
 
 
+def program(
+    *,
+    inputs: list[tuple[str, list[int], torch.dtype]],
+    batch: int,
+    slots: int,
+    records: list[list[int]],
+    plans: list[Any],
+    texts: list[str],
+    numbers: list[float],
+    constants: list[torch.Tensor],
+    outputs: list[int],
+) -> Any:
+    """What runs a whole program: see csrc/plan/program.h.
+
+    Raises:
+        RuntimeError: the program is not well formed.
+    """
+    arguments = (inputs, batch, slots, records, plans, texts, numbers, constants, outputs)
+    return torch.classes.fastcnn.Program(*arguments)
+
+
 @cache
 def cuda_missing_reason() -> str | None:
     """Load the CUDA library; return None where it is loaded, otherwise why it is not."""

@@ -18,6 +18,8 @@ class Plan {
 
   // float32 CPU tensors of the inputs' shapes and one batch size; channels_last results.
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs);
+  size_t inputs() const { return spec_.inputs.size(); }
+  size_t outputs() const { return spec_.outputs.size(); }
   // One line a step: what it computes, and by which kernel.
   std::vector<std::string> describe() const;
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fastcnn import _library
 from fastcnn.compilation import container, pure_ops, spec
 from fastcnn.compilation.build import build
+from fastcnn.compilation.executable import Executable, Report, sizes_text
 from fastcnn.compilation.spec import Program
 
 _TOLERANCE = 1e-2  # of an output's norm: rounding and Winograd's algorithm stay far below
@@ -28,7 +26,7 @@ def compile(
 
     Batch norms become part of the convolutions' weights; bias, activations and residual sums part of the layers
     before them; a concat's parts are written where the result lies. All of it is NHWC, in memory planned ahead.
-    Operators that a plan does not know run as torch's, between plans, and report() names them.
+    Operators that a plan does not know run as torch's, in the same call, and report() names them.
 
     Args:
         model: any module that torch.export can trace, of torch's layers or fastcnn's, in evaluation mode; its
@@ -115,43 +113,6 @@ def load(path: str | PathLike[str]) -> CompiledModule:
         raise RuntimeError(f"fastcnn.load: cannot load {str(path)!r}: {error}") from error
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a compiled module consists of.
-
-    Attributes:
-        steps: one line a step, in order: the kernel, or the operator of torch's.
-        aten: how often each operator of torch's runs in a call.
-        constant_bytes: the weights; what the kernels pack of them comes on top.
-        image_bytes: memory for the values between the steps, for each image of the batch.
-    """
-
-    steps: tuple[str, ...]
-    aten: dict[str, int]
-    constant_bytes: int
-    image_bytes: int
-
-    def __str__(self) -> str:
-        """As a text of several lines."""
-        others = ", ".join(f"{name} x {count}" for name, count in self.aten.items()) or "none"
-        return "\n".join(
-            [
-                *self.steps,
-                f"operators of torch: {others}",
-                f"memory: {self.constant_bytes} bytes of weights + batch x {self.image_bytes} bytes",
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class _Segment:
-    run: Callable[[list[Any]], Sequence[Any]]  # of all slots
-    outputs: list[int]
-    last_reads: list[int]  # slots that nothing reads any more
-    describe: Callable[[], list[str]]
-    plan: Any = None  # torch.classes.fastcnn.Plan, or None for an operator of torch's
-
-
 class CompiledModule(nn.Module):
     """A network for inference, its weights frozen; compile and load make it.
 
@@ -166,7 +127,7 @@ class CompiledModule(nn.Module):
         self._install(program)
 
     def _install(self, program: Program) -> None:
-        executable = _Executable(program)
+        executable = Executable(program)
         self._executable = executable  # one assignment: calls that run meanwhile keep what they began with
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -225,7 +186,7 @@ class CompiledModule(nn.Module):
     def extra_repr(self) -> str:
         """What repr() shows between the brackets."""
         inputs = self._executable.program.document["inputs"]
-        return ", ".join(f"{given['name']}: {given['dtype']}{_sizes(given['shape'])}" for given in inputs)
+        return ", ".join(f"{given['name']}: {given['dtype']}{sizes_text(given['shape'])}" for given in inputs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
         """Another module with the same program and weights."""
@@ -239,149 +200,3 @@ class CompiledModule(nn.Module):
 
 def _restore(document: dict[str, Any], constants: list[Tensor]) -> CompiledModule:
     return CompiledModule(Program(document, constants))
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return f"[{', '.join(['N', *map(str, shape)])}]"
-
-
-class _Executable:
-    """A program that is ready to run."""
-
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        document = program.document
-        self.expected = [
-            (given["name"], torch.Size(given["shape"]), spec.dtype_of(given["dtype"])) for given in document["inputs"]
-        ]
-        self.batch = document["batch"]
-        self.segments: list[_Segment] = []
-        last = {slot: len(document["segments"]) for slot in document["outputs"]}
-        for index in reversed(range(len(document["segments"]))):
-            segment = document["segments"][index]
-            reads = segment["inputs"] if "plan" in segment else _slots([segment["args"], *segment["kwargs"].values()])
-            free = [
-                slot for slot in [*dict.fromkeys(reads), *segment["outputs"]] if last.setdefault(slot, index) == index
-            ]
-            self.segments.append(self._prepare(segment, free))
-        self.segments.reverse()
-        self.plan = self._only_plan()
-
-    def _only_plan(self) -> Callable[[Sequence[Tensor]], Sequence[Tensor]] | None:
-        """What runs the one plan that is all there is, from all inputs to the outputs; it checks its inputs itself."""
-        document = self.program.document
-        segments = document["segments"]
-        if len(segments) != 1 or "plan" not in segments[0] or document["batch"] is not None:
-            return None
-        if segments[0]["inputs"] != list(range(len(self.expected))) or segments[0]["outputs"] != document["outputs"]:
-            return None
-        run: Callable[[Sequence[Tensor]], Sequence[Tensor]] = self.segments[0].plan.run
-        return run
-
-    def _prepare(self, segment: dict[str, Any], free: list[int]) -> _Segment:
-        outputs = segment["outputs"]
-        if "plan" in segment:
-            given = segment["plan"]
-            constants = [self.program.constants[index] for index in given["constants"]]
-            plan = _library.plan(given["values"], given["steps"], constants, given["arena"])
-            inputs = segment["inputs"]
-            return _Segment(lambda slots: plan.run([slots[i] for i in inputs]), outputs, free, plan.describe, plan)
-        name, many = segment["op"], segment["many"]
-        op, constants = pure_ops.find(name), self.program.constants
-
-        def run(slots: list[Any]) -> Sequence[Any]:
-            args = spec.decode(segment["args"], slots.__getitem__, constants)
-            kwargs = {k: spec.decode(v, slots.__getitem__, constants) for k, v in segment["kwargs"].items()}
-            result = op(*args, **kwargs)
-            return result if many else [result]
-
-        return _Segment(run, outputs, free, lambda: [name])
-
-    def __call__(self, inputs: Sequence[Any]) -> Any:
-        structure = self.program.document["structure"]
-        if self.plan is not None:
-            try:
-                results = self.plan(inputs)
-            except Exception:
-                self._check(inputs)  # in the words of this module
-                raise
-            return results[0] if structure == 0 else _build_structure(structure, results)
-        self._check(inputs)
-        slots: list[Any] = [*inputs, *[None] * (self.program.document["slots"] - len(inputs))]
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            for segment in self.segments:
-                for slot, value in zip(segment.outputs, segment.run(slots), strict=True):
-                    slots[slot] = value
-                for slot in segment.last_reads:
-                    slots[slot] = None
-        outputs = [slots[slot] for slot in self.program.document["outputs"]]
-        return _build_structure(structure, outputs)
-
-    def _check(self, inputs: Sequence[Any]) -> None:
-        if len(inputs) != len(self.expected):
-            raise TypeError(
-                f"fastcnn.compile: the compiled model takes {len(self.expected)} positional arguments "
-                f"({', '.join(name for name, _, _ in self.expected)}) but {len(inputs)} were given"
-            )
-        for given, (name, shape, dtype) in zip(inputs, self.expected, strict=True):
-            if not isinstance(given, Tensor):
-                raise TypeError(f"fastcnn.compile: argument '{name}' must be Tensor, not {type(given).__name__}")
-            if given.shape[1:] != shape or given.dim() == 0:
-                raise RuntimeError(
-                    f"fastcnn.compile: expected {name} of size {_sizes(shape)} as compiled, but got size "
-                    f"{list(given.shape)}; compile the model with an example of that size"
-                )
-            if given.dtype != dtype:
-                raise RuntimeError(f"fastcnn.compile: expected {name} of scalar type {dtype} but found {given.dtype}")
-            if not given.is_cpu:
-                raise RuntimeError(f"fastcnn.compile: expected all tensors on the CPU, but {name} is on {given.device}")
-            if given.shape[0] != (self.batch or inputs[0].shape[0]):
-                raise RuntimeError(
-                    f"fastcnn.compile: expected {name} of batch {self.batch or inputs[0].shape[0]}, but got size "
-                    f"{list(given.shape)}"
-                )
-            if given.requires_grad and torch.is_grad_enabled():
-                raise RuntimeError(
-                    f"fastcnn.compile: a compiled model has no gradients, but {name} requires grad; call it under "
-                    "torch.no_grad() or torch.inference_mode(), or pass a detached tensor"
-                )
-
-    def report(self) -> Report:
-        program = self.program
-        aten: dict[str, int] = {}
-        arena = 0
-        for segment in program.document["segments"]:
-            if "plan" in segment:
-                arena += segment["plan"]["arena"]
-            else:
-                aten[segment["op"]] = aten.get(segment["op"], 0) + 1
-        return Report(
-            steps=tuple(line for segment in self.segments for line in segment.describe()),
-            aten=aten,
-            constant_bytes=sum(c.numel() * c.element_size() for c in program.constants),
-            image_bytes=4 * arena,
-        )
-
-
-def _slots(arguments: Any) -> list[int]:
-    """The slots that an op's arguments name."""
-    if isinstance(arguments, list):
-        return [slot for item in arguments for slot in _slots(item)]
-    if isinstance(arguments, dict):
-        if set(arguments) == {"slot"}:
-            return [arguments["slot"]]
-        return [slot for item in arguments.values() for slot in _slots(item)]
-    return []
-
-
-def _build_structure(structure: Any, outputs: Sequence[Any]) -> Any:
-    if structure is None:
-        return None
-    if not isinstance(structure, dict):
-        return outputs[structure]
-    ((kind, children),) = structure.items()
-    if isinstance(children, dict):
-        named = {key: _build_structure(child, outputs) for key, child in children.items()}
-        return OrderedDict(named) if kind == "OrderedDict" else named
-    built = [_build_structure(child, outputs) for child in children]
-    return built if kind == "list" else tuple(built)

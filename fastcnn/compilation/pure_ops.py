@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+
+ABSENT = object()
 
 _SYMBOLIC: dict[str, Callable[..., Any]] = {
     "operator.mul": operator.mul,
@@ -87,6 +89,20 @@ def find(name: str) -> Callable[..., Any]:
     except AttributeError:
         raise ValueError(f"the operator {name!r} does not exist in torch {torch.__version__}") from None
     return found
+
+
+def bind(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """One argument for each that an op takes, in order; ABSENT for those that are not given.
+
+    Raises:
+        ValueError: there is no such op, or it takes no such arguments.
+    """
+    op: Any = find(name)
+    names = ["a", "b"] if name in _SYMBOLIC else [argument.name for argument in op._schema.arguments]
+    unknown = [*map(str, range(len(names), len(args))), *(set(kwargs) - set(names[len(args) :]))]
+    if unknown:
+        raise ValueError(f"the operator {name!r} takes no argument {unknown[0]}")
+    return [*args, *(kwargs.get(key, ABSENT) for key in names[len(args) :])]
 
 
 def resolve(name: Any) -> Callable[..., Any]:

@@ -38,7 +38,6 @@ say.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,18 +98,6 @@ def encode_leaf(leaf: Any) -> Any:
             if type(leaf) is type(value) and leaf == value:
                 return {key: name}
     raise NotImplementedError(f"fastcnn.compile: the argument {leaf!r} of an operator")
-
-
-def decode(arguments: Any, slot: Callable[[int], Any], constants: list[Tensor]) -> Any:
-    """An op's arguments from the document's form, `slot` standing for the slots."""
-    if isinstance(arguments, list):
-        return [decode(item, slot, constants) for item in arguments]
-    if not isinstance(arguments, dict):
-        return arguments
-    ((key, value),) = arguments.items()
-    if key == "slot":
-        return slot(value)
-    return constants[value] if key == "constant" else _NAMED[key][value]
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -216,7 +203,8 @@ class _Check:
             else:
                 _expect(value in _NAMED[key], f"a {key}")
         else:
-            _expect(argument is None or isinstance(argument, (bool, int, float, str)), "an operator's arguments")
+            is_number = isinstance(argument, (bool, float)) or _is_int(argument)
+            _expect(argument is None or is_number or isinstance(argument, str), "an operator's arguments")
 
 
 def _structure_numbers(structure: Any, count: int, depth: int) -> None:

@@ -1,13 +1,13 @@
-"""Compiled networks run with tests/support/plan_executor.py: float64, and strict about what memory holds."""
+"""Compiled networks run with tests/support/program_executor.py: float64, and strict about what memory holds."""
 
 from __future__ import annotations
 
 import pytest
-from plan_executor import PlanExecutor
+from program_executor import ProgramExecutor
 
-from fastcnn import _library
+from fastcnn.compilation import executable
 
 
 @pytest.fixture(autouse=True)
-def plans_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_library, "plan", PlanExecutor)
+def programs_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executable, "prepare", ProgramExecutor)

@@ -93,7 +93,7 @@ def test_loaded_in_another_process_gives_the_same(compiled: CompiledModule, path
     support = Path(__file__).parents[1] / "support"
     code = (
         "import sys, torch, fastcnn; sys.path.insert(0, sys.argv[1])\n"
-        "from plan_executor import PlanExecutor; fastcnn._library.plan = PlanExecutor\n"
+        "from program_executor import ProgramExecutor; fastcnn.compilation.executable.prepare = ProgramExecutor\n"
         "image, expected = torch.load(sys.argv[3])\n"
         "actual = fastcnn.load(sys.argv[2])(image)\n"
         "same = torch.utils._pytree.tree_map(torch.equal, actual, expected)\n"
