@@ -23,7 +23,8 @@ constexpr int64_t kManyPixels = 64;  // whose products take several times as lon
 constexpr int64_t kManyTiles = 4;    // of pixels, from where on threads share them in whole tiles
 // The share of the work that has to be left when taps outside the image are left out.
 constexpr double kLessWork = 0.95;
-constexpr size_t kMostTaps = 128;  // of which groups are formed: there may be as many groups as taps
+constexpr int64_t kMostListed = 1024;  // pixels whose places are kept from call to call: 16 KB
+constexpr size_t kMostTaps = 128;      // of which groups are formed: there may be as many groups as taps
 
 // The runs of a reduction, cut where its index passes a multiple of kChainTerms: each chain of additions there ends in
 // a partial sum, and the sums are the same whether products with zeros are left out or not.
@@ -192,11 +193,15 @@ class DirectRun final : public PreparedConv<T> {
     copies_ = !inside || !as_it_is || (image.stride_c != 1 && image.depth > 1);
     chunks_ = Chunks::plan(p_, depth_, num_threads());
     copied_ = g;
-    if (!inside && g.taps.size() <= kMostTaps && leave_out_taps()) return;
-    row_stride_ = copies_ ? depth_ * ((g.cols - 1) * g.step_w + g.max_w() - g.min_w() + 1) : image.stride_h / pair_;
-    col_stride_ = copies_ ? depth_ : image.stride_w / pair_;
-    image_size_ = copies_ ? window_rows_size(g, chunks_.rows, depth_) : image.stride_n / pair_;
-    add_group(all_positions(g));
+    if (inside || g.taps.size() > kMostTaps || !leave_out_taps()) {
+      row_stride_ = copies_ ? depth_ * ((g.cols - 1) * g.step_w + g.max_w() - g.min_w() + 1) : image.stride_h / pair_;
+      col_stride_ = copies_ ? depth_ : image.stride_w / pair_;
+      image_size_ = copies_ ? window_rows_size(g, chunks_.rows, depth_) : image.stride_n / pair_;
+      add_group(all_positions(g));
+    }
+    if (image.batch * g.rows * g.cols > kMostListed) return;
+    listed_.resize(chunks_.count);
+    for (int64_t chunk = 0; chunk < chunks_.count; ++chunk) list(chunk, listed_[chunk]);
   }
 
   void run(const GatherData<T>& data) const override {
@@ -209,17 +214,23 @@ class DirectRun final : public PreparedConv<T> {
     const bool uneven = chunks_.count % threads != 0 && chunks_.count < kManyChunks * threads;
     const bool whole_blocks = packs_once && p_.image.batch * p_.grid.rows * p_.grid.cols < kManyPixels;
     const int64_t parts = !uneven ? 1 : whole_blocks ? std::min(threads, blocks_.count) : threads;
-    const int64_t scratch_size = std::max<int64_t>(1, copy_size + (packs_once ? packing_.block_size() : 0));
-    at::Tensor scratch = empty({threads, scratch_size}, kComputeDtype<T>);
-    Element* scratch_data = scratch.mutable_data_ptr<Element>();
+    const int64_t scratch_size = copy_size + (packs_once ? packing_.block_size() : 0);
+    at::Tensor scratch;
+    if (scratch_size > 0) scratch = empty({threads, scratch_size}, kComputeDtype<T>);
+    Element* scratch_data = scratch_size > 0 ? scratch.mutable_data_ptr<Element>() : nullptr;
     const at::Tensor packed = packs_once || p_.packed != nullptr ? at::Tensor() : packing_.pack();
     const Element* packed_data = packed.defined() ? packed.const_data_ptr<Element>() : p_.packed;
     parallel_for(0, chunks_.count * parts, 1, [&](int64_t begin, int64_t end) {
       Element* buffer = scratch_data + at::get_thread_num() * scratch_size;
-      Pixels pixels;
+      Pixels own;
       const Element* input = nullptr;
       for (int64_t task = begin; task < end; ++task) {
-        if (task == begin || task % parts == 0) input = prepare(data.image + origin_, task / parts, buffer, pixels);
+        const int64_t chunk = task / parts;
+        if (task == begin || task % parts == 0) {
+          input = prepare(data.image + origin_, chunk, buffer);
+          if (listed_.empty()) list(chunk, own);
+        }
+        const Pixels& pixels = listed_.empty() ? own : listed_[chunk];
         const int64_t part = task % parts, unit = whole_blocks ? pixels.count() : 1;
         const Place first = place(pixels, part, parts, unit), last = place(pixels, part + 1, parts, unit);
         for (int64_t b = first.block; b < blocks_.count && b <= last.block; ++b) {
@@ -316,14 +327,27 @@ class DirectRun final : public PreparedConv<T> {
     return static_cast<int64_t>(taps) * (pixels + ceil_div(pixels, kernel_.rows_for(vectors)));
   }
 
-  // Copies a chunk's input where it has to be, and lists its pixels.
-  const Element* prepare(const T* image, int64_t chunk, Element* buffer, Pixels& pixels) const {
+  // Images [n0, n1) and output rows [i0, i1) of these.
+  struct Extent {
+    int64_t n0, n1, i0, i1;
+  };
+  Extent extent(int64_t chunk) const {
+    const int64_t n0 = chunks_.first_image(chunk), i0 = chunks_.first_row(chunk);
+    return {n0, std::min(n0 + chunks_.images, p_.image.batch), i0, std::min(i0 + chunks_.rows, p_.grid.rows)};
+  }
+
+  // A chunk's input, copied where it has to be.
+  const Element* prepare(const T* image, int64_t chunk, Element* buffer) const {
+    if (!copies_) return reinterpret_cast<const Element*>(image);
+    const auto [n0, n1, i0, i1] = extent(chunk);
+    for (int64_t n = n0; n < n1; ++n)
+      copy(image, n, i0, whole_image_ ? copied_.rows : i1, buffer + (n - n0) * image_size_);
+    return buffer;
+  }
+
+  void list(int64_t chunk, Pixels& pixels) const {
     const WindowGrid& g = p_.grid;
-    const int64_t n0 = chunks_.first_image(chunk), n1 = std::min(n0 + chunks_.images, p_.image.batch);
-    const int64_t i0 = chunks_.first_row(chunk), i1 = std::min(i0 + chunks_.rows, g.rows);
-    if (copies_)
-      for (int64_t n = n0; n < n1; ++n)
-        copy(image, n, i0, whole_image_ ? copied_.rows : i1, buffer + (n - n0) * image_size_);
+    const auto [n0, n1, i0, i1] = extent(chunk);
     // The copy begins at the first row's and the first column's first tap.
     const int64_t top = copies_ ? i0 * copied_.step_h + copied_.min_h() : 0, left = copies_ ? copied_.min_w() : 0;
     pixels.clear((n1 - n0) * (i1 - i0) * g.cols, p_.residual != nullptr);
@@ -341,7 +365,6 @@ class DirectRun final : public PreparedConv<T> {
         }
       pixels.group_ends.push_back(static_cast<int64_t>(pixels.in_offsets.size()));
     }
-    return copies_ ? buffer : reinterpret_cast<const Element*>(image);
   }
 
   void copy(const T* data, int64_t n, int64_t i0, int64_t i1, Element* buffer) const {
@@ -385,6 +408,7 @@ class DirectRun final : public PreparedConv<T> {
   Chunks chunks_;
   int64_t row_stride_, col_stride_, image_size_;  // of the copy, or of the input
   std::vector<TapGroup> groups_;
+  std::vector<Pixels> listed_;  // of all chunks, or of none
 };
 
 }  // namespace

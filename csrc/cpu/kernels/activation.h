@@ -1,24 +1,21 @@
-// Activations: the rectifiers of the epilogues, and the rest over rows of channels, in place. The compiler makes
-// vectors of the loops: they hold no operation that Vec has not, but integers in the exponent's place. NaN stays NaN.
-// Included once per instruction set.
+// Activations: the rectifiers of the epilogues, and the rest over rows of channels, in place. NaN stays NaN. Included
+// once per instruction set.
 
 namespace fastcnn::cpu::FASTCNN_ISA {
 namespace {
 
-// Splits x into n ln 2 + r with an integer n and |r| <= ln 2 / 2, sums exp(r)'s Taylor series, whose first term left
-// out is less than an eighth of the last place, and adds n to the exponent.
+// exp(x) is 2^n exp(r) with an integer n and |r| <= ln 2 / 2. exp(r) is its Taylor series, whose first term left out is
+// less than an eighth of the last place.
 template <typename T>
 struct ExpOf;
 template <>
 struct ExpOf<float> {
-  using Bits = uint32_t;
-  static constexpr int kTerms = 8, kMantissa = 23, kBias = 127;
+  static constexpr int kTerms = 8;
   static constexpr float kMost = 87, kRound = 0x1.8p23f, kLn2High = 0x1.62ep-1f, kLn2Low = 0x1.0bfbe8p-15f;
 };
 template <>
 struct ExpOf<double> {
-  using Bits = uint64_t;
-  static constexpr int kTerms = 14, kMantissa = 52, kBias = 1023;
+  static constexpr int kTerms = 14;
   static constexpr double kMost = 708, kRound = 0x1.8p52, kLn2High = 0x1.62e42fefap-1, kLn2Low = 0x1.cf79abc9e3b39p-40;
 };
 
@@ -30,24 +27,21 @@ constexpr T inverse_factorial(int n) {
   return static_cast<T>(1 / product);
 }
 
+// 1 / (1 + exp(-x))
 template <typename T>
-inline T sigmoid_of(T x) {
+inline typename Vec<T>::Reg sigmoid_of(typename Vec<T>::Reg x) {
+  using V = Vec<T>;
   using E = ExpOf<T>;
-  // exp(-x) within the normal numbers; a NaN passes both comparisons and every step below.
-  T y = -x;
-  y = y > E::kMost ? E::kMost : y;
-  y = y < -E::kMost ? -E::kMost : y;
-  const T shifted = y * static_cast<T>(1.4426950408889634) + E::kRound;  // rounds to an integer in the lowest bits
-  const T n = shifted - E::kRound, r = (y - n * E::kLn2High) - n * E::kLn2Low;
-  T sum = inverse_factorial<T>(E::kTerms - 1);
+  x = V::clamp(x, -E::kMost, E::kMost);  // exp(-x) is a normal number
+  const typename V::Reg round = V::broadcast(E::kRound);
+  const typename V::Reg shifted = V::fmadd(x, V::broadcast(static_cast<T>(-1.4426950408889634)), round);
+  const typename V::Reg n = V::sub(shifted, round);
+  const typename V::Reg minus_r = V::fmadd(n, V::broadcast(E::kLn2Low), V::fmadd(n, V::broadcast(E::kLn2High), x));
+  typename V::Reg sum = V::broadcast((E::kTerms % 2 == 0 ? -1 : 1) * inverse_factorial<T>(E::kTerms - 1));
 #pragma GCC unroll 16
-  for (int i = E::kTerms - 2; i >= 0; --i) sum = sum * r + inverse_factorial<T>(i);
-  typename E::Bits bits;
-  __builtin_memcpy(&bits, &shifted, sizeof(bits));
-  bits = (bits + E::kBias) << E::kMantissa;
-  T power;
-  __builtin_memcpy(&power, &bits, sizeof(power));
-  return 1 / (1 + sum * power);
+  for (int i = E::kTerms - 2; i >= 0; --i)
+    sum = V::fmadd(sum, minus_r, V::broadcast((i % 2 == 0 ? 1 : -1) * inverse_factorial<T>(i)));
+  return V::inverse(V::fmadd(sum, V::power_of_2(shifted), V::broadcast(1)));
 }
 
 // relu6(x + 3) / 6
@@ -60,16 +54,31 @@ inline T hard_sigmoid_of(T x) {
 }
 
 template <typename T>
-inline T silu_of(T x) {
-  const T least = -ExpOf<T>::kMost;  // there it is nothing; sigmoid_of is not, which counts if x is large
-  return (x < least ? least : x) * sigmoid_of(x);
+inline typename Vec<T>::Reg silu_of(typename Vec<T>::Reg x) {
+  using V = Vec<T>;
+  const typename V::Reg least = V::broadcast(-ExpOf<T>::kMost);  // there it is nothing; sigmoid_of is not, which counts
+  return V::mul(V::select(V::greater(least, x), least, x), sigmoid_of<T>(x));  // if x is large
 }
 
+// The compiler makes vectors of the loop: `function` holds no operation that Vec has not.
 template <typename T, typename Function>
 void activate_rows(const ActivationArgs<T>& a, const Function& function) {
   for (int64_t row = 0; row < a.rows; ++row) {
     T* data = a.data + row * a.stride;
     for (int64_t c = 0; c < a.channels; ++c) data[c] = function(data[c]);
+  }
+}
+
+// With a function of registers.
+template <typename T, typename Function>
+void activate_registers(const ActivationArgs<T>& a, const Function& function) {
+  using V = Vec<T>;
+  for (int64_t row = 0; row < a.rows; ++row) {
+    T* data = a.data + row * a.stride;
+    int64_t c = 0;
+    for (; c + V::kWidth <= a.channels; c += V::kWidth) V::store(data + c, function(V::load(data + c)));
+    if (const int rest = static_cast<int>(a.channels - c); rest > 0)
+      V::store_first(data + c, function(V::load_first(data + c, rest)), rest);
   }
 }
 
@@ -82,7 +91,7 @@ void activation(const ActivationArgs<T>& args) {
     case Activation::relu:
       return activate_rows(a, [](T x) { return x < 0 ? T(0) : x; });
     case Activation::sigmoid:
-      return activate_rows(a, [](T x) { return sigmoid_of(x); });
+      return activate_registers(a, sigmoid_of<T>);
     case Activation::relu6:
       return activate_rows(a, [](T x) {
         x = x < 0 ? T(0) : x;
@@ -93,7 +102,7 @@ void activation(const ActivationArgs<T>& args) {
     case Activation::hard_swish:
       return activate_rows(a, [](T x) { return x * hard_sigmoid_of(x); });
     case Activation::silu:
-      return activate_rows(a, [](T x) { return silu_of(x); });
+      return activate_registers(a, silu_of<T>);
   }
 }
 

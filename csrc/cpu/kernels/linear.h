@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kLinearRows = 8;
 constexpr int64_t kLinearAhead = 2048;  // bytes of a row that are asked for ahead of their use
+constexpr int64_t kShortRows = 16384;   // bytes of rows read side by side, up to where the next rows are asked for
 constexpr int64_t kLinearChain = 256;   // registers that one chain of additions takes
 
 template <typename T, int Rows>
@@ -15,6 +16,8 @@ void linear_rows(const LinearArgs<T>& a, int64_t row) {
   using Reg = typename V::Reg;
   constexpr int kWidth = V::kWidth;
   const T* weight = a.weight + row * a.length;
+  constexpr auto kSize = static_cast<int64_t>(sizeof(T));
+  const int64_t ahead = Rows * a.length * kSize <= kShortRows ? Rows * a.length : kLinearAhead / kSize;
   Reg sums[Rows];
 #pragma GCC unroll 8
   for (int m = 0; m < Rows; ++m) sums[m] = V::zero();
@@ -29,7 +32,7 @@ void linear_rows(const LinearArgs<T>& a, int64_t row) {
 #pragma GCC unroll 8
       for (int m = 0; m < Rows; ++m) {
         const T* w = weight + m * a.length + i;
-        __builtin_prefetch(w + kLinearAhead / static_cast<int64_t>(sizeof(T)));
+        __builtin_prefetch(w + ahead);
         acc[m] = V::fmadd(V::load(w), x, acc[m]);
       }
     }
@@ -41,12 +44,9 @@ void linear_rows(const LinearArgs<T>& a, int64_t row) {
 #pragma GCC unroll 8
     for (int m = 0; m < Rows; ++m) sums[m] = V::fmadd(V::load_first(weight + m * a.length + whole, rest), x, sums[m]);
   }
+#pragma GCC unroll 8
   for (int m = 0; m < Rows; ++m) {
-    T lanes[kWidth];
-    V::store(lanes, sums[m]);
-    for (int half = kWidth / 2; half > 0; half /= 2)
-      for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-    T y = lanes[0] + (a.bias != nullptr ? a.bias[row + m] : T(0));
+    T y = V::sum(sums[m]) + (a.bias != nullptr ? a.bias[row + m] : T(0));
     if (a.activation != Activation::none && y < 0) y = 0;
     if (a.activation == Activation::relu6 && y > 6) y = 6;
     a.output[row + m] = y;

@@ -45,6 +45,19 @@ struct Vec<float> {
   static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
   static Reg fmadd(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  static Reg clamp(Reg a, float least, float most) {
+    return _mm256_max_ps(_mm256_set1_ps(least), _mm256_min_ps(_mm256_set1_ps(most), a));
+  }
+  static Reg power_of_2(Reg rounded) {
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(rounded), _mm256_set1_epi32(127)), 23));
+  }
+  static Reg inverse(Reg a) { return _mm256_div_ps(_mm256_set1_ps(1), a); }
+  static float sum(Reg a) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
   static Reg dot(Reg a, Reg b, Reg c) { return fmadd(a, b, c); }
   static Reg relu(Reg a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }
   static Mask greater(Reg a, Reg b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
@@ -127,6 +140,18 @@ struct Vec<double> {
   static Reg mul(Reg a, Reg b) { return _mm256_mul_pd(a, b); }
   static Reg div(Reg a, Reg b) { return _mm256_div_pd(a, b); }
   static Reg fmadd(Reg a, Reg b, Reg c) { return _mm256_fmadd_pd(a, b, c); }
+  static Reg clamp(Reg a, double least, double most) {
+    return _mm256_max_pd(_mm256_set1_pd(least), _mm256_min_pd(_mm256_set1_pd(most), a));
+  }
+  static Reg power_of_2(Reg rounded) {
+    return _mm256_castsi256_pd(
+        _mm256_slli_epi64(_mm256_add_epi64(_mm256_castpd_si256(rounded), _mm256_set1_epi64x(1023)), 52));
+  }
+  static Reg inverse(Reg a) { return _mm256_div_pd(_mm256_set1_pd(1), a); }
+  static double sum(Reg a) {
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+  }
   static Reg dot(Reg a, Reg b, Reg c) { return fmadd(a, b, c); }
   static Reg relu(Reg a) { return _mm256_max_pd(_mm256_setzero_pd(), a); }
   static Mask greater(Reg a, Reg b) { return _mm256_cmp_pd(a, b, _CMP_GT_OQ); }

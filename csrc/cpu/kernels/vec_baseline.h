@@ -46,6 +46,21 @@ struct VecBase {
   static Reg mul(Reg a, Reg b) { return a * b; }
   static Reg div(Reg a, Reg b) { return a / b; }
   static Reg fmadd(Reg a, Reg b, Reg c) { return a * b + c; }
+  static Reg clamp(Reg a, T least, T most) {
+    const Reg low = zero() + least, high = zero() + most;
+    a = select(a > high, high, a);
+    return select(a < low, low, a);
+  }
+  static Reg power_of_2(Reg rounded) {
+    constexpr int kMantissa = sizeof(T) == 4 ? 23 : 52, kBias = sizeof(T) == 4 ? 127 : 1023;
+    return (Reg)(((Mask)rounded + kBias) << kMantissa);
+  }
+  static Reg inverse(Reg a) { return 1 / a; }
+  static T sum(Reg a) {
+    for (int half = kWidth / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) a[i] += a[i + half];
+    return a[0];
+  }
   static Reg dot(Reg a, Reg b, Reg c) { return fmadd(a, b, c); }
   static Reg relu(Reg a) { return select(zero() > a, zero(), a); }
   static Mask greater(Reg a, Reg b) { return a > b; }
