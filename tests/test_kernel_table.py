@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from kernels import recorded, table
-from plans import SIGMOID, PlanBuilder
+from plans import ACTIVATION, SIGMOID, PlanBuilder
 
 from fastcnn import _library, backends, ops
 
@@ -34,7 +34,9 @@ def _batch_norm() -> None:
 
 def _linear() -> None:
     plan = PlanBuilder()
-    plan.linear(plan.input(10), plan.output(3), torch.randn(3, 10), activation=SIGMOID)
+    hidden = plan.inside(3)
+    plan.linear(plan.input(10), hidden, torch.randn(3, 10))
+    plan.step(ACTIVATION, hidden, plan.output(3), SIGMOID)
     plan.make().run([torch.randn(1, 10)])
 
 

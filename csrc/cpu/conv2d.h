@@ -61,8 +61,8 @@ struct GatherConv {
   const T* weight;
   int64_t depth_stride, lane_stride;
   int64_t lanes;
-  const T* bias;          // [lanes] or null
-  Activation activation;  // none, relu or relu6
+  const T* bias;  // [lanes] or null
+  Activation activation;
   T* output;
   int64_t out_stride_n, out_stride_h, out_stride_w;  // lanes are neighbours
   // Only for conv2d_direct and conv2d_winograd:

@@ -172,9 +172,9 @@ std::shared_ptr<const Ready> Conv2dStep::make_ready(Call& call, const cpu::Image
   const Rows out = call.rows(out_);
   std::vector<GatherConv<float>> problems = cpu::forward_problems<float>(
       g, made->needs_nhwc ? call.nhwc(in_) : image, weight_, bias_.defined() ? bias_.const_data_ptr<float>() : nullptr,
-      fused(activation_), out.data, out.pitch);
+      activation_, out.data, out.pitch);
   made->kernel = kernel(chosen, problems[0]);
-  made->max_pools = pool_ && size && fused(activation_) == activation_;
+  made->max_pools = pool_ && size && cpu::is_rectifier(activation_);
   for (GatherConv<float>& p : problems) {
     if (adds_after(made->kernel)) {
       p.activation = Activation::none;
@@ -240,8 +240,7 @@ void Conv2dStep::run(Call& call) const {
   }
 
   // 2. What the kernel has not done.
-  if (adds || fused(activation_) != activation_)
-    apply(pixels, g_.out_channels, sums, {}, {}, adds ? residual : Rows{nullptr, 0}, activation_, out);
+  if (adds) apply(pixels, g_.out_channels, sums, {}, {}, residual, activation_, out);
   if (pool_ && !r->max_pools) pool_->run(call.batch(), out, call.rows(pooled_));
 }
 

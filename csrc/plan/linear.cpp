@@ -46,7 +46,6 @@ class LinearStep final : public Step {
     // The two ways add in different orders.
     const bool alone = call.batch() == 1 && !backends::current().batch_invariant;
     alone ? run_image(in.data, out.data) : run_batch(call.batch(), in.data, stride, out);
-    if (fused(activation_) != activation_) apply(call.batch(), outputs_, out, {}, {}, {nullptr, 0}, activation_, out);
   }
 
   std::string describe() const override { return text_; }
@@ -61,7 +60,7 @@ class LinearStep final : public Step {
     cpu::parallel_for(0, ceil_div(outputs_, kRows), grain, [&](int64_t begin, int64_t end) {
       const int64_t first = begin * kRows, count = std::min(end * kRows, outputs_) - first;
       cpu::kernels().f32.linear({input, weight + first * length_, bias != nullptr ? bias + first : nullptr,
-                                 output + first, count, length_, fused(activation_)});
+                                 output + first, count, length_, activation_});
     });
   }
 
@@ -74,7 +73,7 @@ class LinearStep final : public Step {
     p.weight = weight_.const_data_ptr<float>() + begin, p.depth_stride = 1, p.lane_stride = length_;
     p.lanes = outputs_;
     p.bias = begin == 0 ? bias_data() : nullptr;
-    p.activation = end == length_ ? fused(activation_) : Activation::none;
+    p.activation = end == length_ ? activation_ : Activation::none;
     p.output = output.data, p.out_stride_h = output.pitch;
     if (begin > 0) p.residual = output.data, p.residual_stride_h = output.pitch;
     return p;

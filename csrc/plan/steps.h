@@ -79,8 +79,6 @@ class MaxPool2d {
   std::vector<cpu::PoolWindow> rows_, cols_;
 };
 
-// What the epilogues of convolutions and linear layers apply of an activation: all of it, or nothing.
-inline Activation fused(Activation activation) { return cpu::is_rectifier(activation) ? activation : Activation::none; }
 std::string activation_text(Activation activation);  // ", relu", or nothing
 std::string shape_text(const Value& value);          // 64 @ 56x56
 

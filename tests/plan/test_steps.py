@@ -15,6 +15,7 @@ from plans import (
     ADD,
     AVG_POOL2D,
     COPY,
+    HARD_SIGMOID,
     HARD_SWISH,
     MAX_POOL2D,
     NONE,
@@ -23,6 +24,7 @@ from plans import (
     SCALE_IMAGES,
     SCALE_SHIFT,
     SIGMOID,
+    SILU,
     PlanBuilder,
     activate,
     check_plan,
@@ -57,6 +59,10 @@ CONVS: list[dict[str, Any]] = [
     {"c": 33, "k": 33, "kernel": (3, 3), "padding": (1, 1), "groups": 33, "gain": 9, "activation": RELU6},
     {"c": 1, "k": 6, "kernel": (5, 5), "padding": (2, 2), "gain": 9, "activation": RELU6},
     {"c": 40, "k": 21, "kernel": (1, 1), "residual": True, "activation": HARD_SWISH},
+    {"c": 16, "k": 70, "kernel": (3, 3), "padding": (1, 1), "residual": True, "gain": 3, "activation": SILU},
+    {"c": 17, "k": 17, "kernel": (3, 3), "padding": (1, 1), "groups": 17, "gain": 3, "activation": HARD_SWISH},
+    {"c": 33, "k": 33, "kernel": (5, 5), "padding": (2, 2), "groups": 33, "residual": True, "activation": SILU},
+    {"c": 2, "k": 7, "kernel": (3, 3), "padding": (1, 1), "gain": 3, "activation": HARD_SIGMOID},
 ]
 
 

@@ -31,89 +31,102 @@ constexpr T inverse_factorial(int n) {
 template <typename T>
 inline typename Vec<T>::Reg sigmoid_of(typename Vec<T>::Reg x) {
   using V = Vec<T>;
-  using E = ExpOf<T>;
-  x = V::clamp(x, -E::kMost, E::kMost);  // exp(-x) is a normal number
+  using C = Compute<T>;
+  using E = ExpOf<C>;
+  x = V::clamp(x, V::broadcast(-E::kMost), V::broadcast(E::kMost));  // exp(-x) is a normal number
   const typename V::Reg round = V::broadcast(E::kRound);
-  const typename V::Reg shifted = V::fmadd(x, V::broadcast(static_cast<T>(-1.4426950408889634)), round);
+  const typename V::Reg shifted = V::fmadd(x, V::broadcast(static_cast<C>(-1.4426950408889634)), round);
   const typename V::Reg n = V::sub(shifted, round);
   const typename V::Reg minus_r = V::fmadd(n, V::broadcast(E::kLn2Low), V::fmadd(n, V::broadcast(E::kLn2High), x));
-  typename V::Reg sum = V::broadcast((E::kTerms % 2 == 0 ? -1 : 1) * inverse_factorial<T>(E::kTerms - 1));
+  typename V::Reg sum = V::broadcast((E::kTerms % 2 == 0 ? -1 : 1) * inverse_factorial<C>(E::kTerms - 1));
 #pragma GCC unroll 16
   for (int i = E::kTerms - 2; i >= 0; --i)
-    sum = V::fmadd(sum, minus_r, V::broadcast((i % 2 == 0 ? 1 : -1) * inverse_factorial<T>(i)));
+    sum = V::fmadd(sum, minus_r, V::broadcast((i % 2 == 0 ? 1 : -1) * inverse_factorial<C>(i)));
   return V::inverse(V::fmadd(sum, V::power_of_2(shifted), V::broadcast(1)));
 }
 
 // relu6(x + 3) / 6
 template <typename T>
-inline T hard_sigmoid_of(T x) {
-  T y = x + 3;
-  y = y < 0 ? 0 : y;
-  y = y > 6 ? 6 : y;
-  return y * (T(1) / 6);
+inline typename Vec<T>::Reg hard_sigmoid_of(typename Vec<T>::Reg x) {
+  using V = Vec<T>;
+  return V::mul(V::clamp(V::add(x, V::broadcast(3)), V::zero(), V::broadcast(6)), V::broadcast(Compute<T>(1) / 6));
 }
 
 template <typename T>
 inline typename Vec<T>::Reg silu_of(typename Vec<T>::Reg x) {
   using V = Vec<T>;
-  const typename V::Reg least = V::broadcast(-ExpOf<T>::kMost);  // there it is nothing; sigmoid_of is not, which counts
-  return V::mul(V::select(V::greater(least, x), least, x), sigmoid_of<T>(x));  // if x is large
+  // There it is nothing; sigmoid_of is not, which counts if x is large.
+  const typename V::Reg least = V::broadcast(-ExpOf<Compute<T>>::kMost);
+  return V::mul(V::select(V::greater(least, x), least, x), sigmoid_of<T>(x));
 }
 
-// The compiler makes vectors of the loop: `function` holds no operation that Vec has not.
-template <typename T, typename Function>
-void activate_rows(const ActivationArgs<T>& a, const Function& function) {
-  for (int64_t row = 0; row < a.rows; ++row) {
-    T* data = a.data + row * a.stride;
-    for (int64_t c = 0; c < a.channels; ++c) data[c] = function(data[c]);
-  }
-}
-
-// With a function of registers.
-template <typename T, typename Function>
-void activate_registers(const ActivationArgs<T>& a, const Function& function) {
+// What an epilogue applies to its registers: a rectifier, or nothing of any other activation.
+template <typename T>
+class Rectifier {
   using V = Vec<T>;
-  for (int64_t row = 0; row < a.rows; ++row) {
-    T* data = a.data + row * a.stride;
-    int64_t c = 0;
-    for (; c + V::kWidth <= a.channels; c += V::kWidth) V::store(data + c, function(V::load(data + c)));
-    if (const int rest = static_cast<int>(a.channels - c); rest > 0)
-      V::store_first(data + c, function(V::load_first(data + c, rest)), rest);
+  using Reg = typename V::Reg;
+
+ public:
+  explicit Rectifier(Activation activation)
+      : least_(V::broadcast(activation == Activation::relu || activation == Activation::relu6 ? 0 : -kInfinity)),
+        most_(V::broadcast(activation == Activation::relu6 ? 6 : kInfinity)) {}
+  Reg operator()(Reg y) const { return V::clamp(y, least_, most_); }
+
+ private:
+  static constexpr auto kInfinity = static_cast<Compute<T>>(__builtin_inf());
+  Reg least_, most_;
+};
+
+// Applies an activation to rows of channels, of which at(row) is the first one.
+template <typename T, typename At>
+inline void activate(Activation activation, int64_t rows, int64_t channels, const At& at) {
+  using V = Vec<T>;
+  using Reg = typename V::Reg;
+  const auto apply = [&](auto function) {
+    for (int64_t row = 0; row < rows; ++row) {
+      T* data = at(row);
+      int64_t c = 0;
+      for (; c + V::kWidth <= channels; c += V::kWidth) V::store(data + c, function(V::load(data + c)));
+      if (const int rest = static_cast<int>(channels - c); rest > 0)
+        V::store_first(data + c, function(V::load_first(data + c, rest)), rest);
+    }
+  };
+  switch (activation) {
+    case Activation::none:
+      break;
+    case Activation::relu:
+    case Activation::relu6:
+      return apply(Rectifier<T>(activation));
+    case Activation::sigmoid:
+      return apply([](Reg x) { return sigmoid_of<T>(x); });
+    case Activation::hard_sigmoid:
+      return apply([](Reg x) { return hard_sigmoid_of<T>(x); });
+    case Activation::hard_swish:
+      return apply([](Reg x) { return V::mul(x, hard_sigmoid_of<T>(x)); });
+    case Activation::silu:
+      return apply([](Reg x) { return silu_of<T>(x); });
   }
 }
 
 template <typename T>
-void activation(const ActivationArgs<T>& args) {
+[[gnu::noinline]] void activation(const ActivationArgs<T>& args) {
   const ActivationArgs<T> a = args;
-  switch (a.activation) {
-    case Activation::none:
-      break;
-    case Activation::relu:
-      return activate_rows(a, [](T x) { return x < 0 ? T(0) : x; });
-    case Activation::sigmoid:
-      return activate_registers(a, sigmoid_of<T>);
-    case Activation::relu6:
-      return activate_rows(a, [](T x) {
-        x = x < 0 ? T(0) : x;
-        return x > 6 ? T(6) : x;
-      });
-    case Activation::hard_sigmoid:
-      return activate_rows(a, [](T x) { return hard_sigmoid_of(x); });
-    case Activation::hard_swish:
-      return activate_rows(a, [](T x) { return x * hard_sigmoid_of(x); });
-    case Activation::silu:
-      return activate_registers(a, silu_of<T>);
-  }
+  activate<T>(a.activation, a.rows, a.channels, [&](int64_t row) { return a.data + row * a.stride; });
 }
 
-// An epilogue's: none, relu or relu6.
-template <typename V>
-inline typename V::Reg rectify(Activation activation, typename V::Reg y) {
-  if (activation == Activation::none) return y;
-  y = V::relu(y);
-  if (activation == Activation::relu) return y;
-  const typename V::Reg most = V::broadcast(6);
-  return V::select(V::greater(y, most), most, y);
+// What an epilogue that stores its registers rectified leaves of an activation, while the rows are near.
+template <typename T>
+inline void finish_activation(const ActivationArgs<T>& a) {
+  if (is_rectifier(a.activation)) return;
+  if (a.stride != a.channels) return activation<T>(a);
+  activation<T>({a.data, a.rows * a.channels, 1, a.rows * a.channels, a.activation});
+}
+
+// The same of rows at offsets of their own.
+template <typename T>
+[[gnu::noinline]] void finish_pixels(Activation activation, T* output, const int64_t* offsets, int64_t pixels,
+                                     int64_t channels) {
+  activate<T>(activation, pixels, channels, [&](int64_t pixel) { return output + offsets[pixel]; });
 }
 
 }  // namespace

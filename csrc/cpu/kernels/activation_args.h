@@ -7,7 +7,8 @@ namespace fastcnn::cpu {
 // The numbers are those of a compiled plan's records.
 enum class Activation : int8_t { none, relu, sigmoid, relu6, hard_sigmoid, hard_swish, silu };
 
-// Whether the epilogues of convolutions and linear layers can apply it.
+// Whether it is one that never decreases and that epilogues apply to their registers; others follow on what a tile or a
+// row has stored.
 inline constexpr bool is_rectifier(Activation f) {
   return f == Activation::none || f == Activation::relu || f == Activation::relu6;
 }

@@ -31,11 +31,11 @@ struct Conv2dDirectArgs {
   int64_t pixels;
   const Conv2dSegment* segments;  // [num_segments]
   int64_t num_segments;
-  const Compute<T>* weight;         // [reduction, vectors * width], padded with zeros
-  const T* bias;                    // [channels] or null
-  int vectors;                      // registers of output channels, 1 to the table's conv2d_max_vectors
-  int64_t channels;                 // output channels in this block, at most vectors * width
-  Activation activation;            // a rectifier
+  const Compute<T>* weight;  // [reduction, vectors * width], padded with zeros
+  const T* bias;             // [channels] or null
+  int vectors;               // registers of output channels, 1 to the table's conv2d_max_vectors
+  int64_t channels;          // output channels in this block, at most vectors * width
+  Activation activation;
   const T* residual;                // or null; may be the output
   const int64_t* residual_offsets;  // [pixels]
   const Compute<T>* next_weight;    // of the next call, as much as this one's, or null: fetched meanwhile
@@ -50,9 +50,9 @@ struct Conv2dPlanarArgs {
   const int64_t* offsets;    // [reduction]: from a position to an element of its window
   const Compute<T>* weight;  // [reduction, channels]
   int64_t reduction;
-  int channels;                    // at most kPlanarChannels
-  const T* bias;                   // [channels] or null
-  Activation activation;           // a rectifier
+  int channels;   // at most kPlanarChannels
+  const T* bias;  // [channels] or null
+  Activation activation;
   int64_t rows, cols, row_stride;  // of positions
   Compute<T>* results;             // [channels, result_stride]: scratch
   int64_t result_stride;           // rows * row_stride rounded up to whole tiles
@@ -208,7 +208,7 @@ struct Conv2dDepthwiseArgs {
   int64_t num_runs;
   int64_t first_w, last_w;     // of all taps
   int64_t row_begin, row_end;  // of the flattened [n, out_h]
-  Activation activation;       // a rectifier
+  Activation activation;
 };
 
 // sums[kh][kw][c] += the products of grad_output's rows [row_begin, row_end) of the flattened [n, out_h]

@@ -83,6 +83,7 @@ template <typename T>
 void conv2d_depthwise(const Conv2dDepthwiseArgs<T>& a) {
   using V = Vec<T>;
   constexpr int kCols = kDepthwiseCols;
+  const Rectifier<T> rectify(a.activation);
   for (int64_t row = a.row_begin; row < a.row_end; ++row) {
     const int64_t n = row / a.out_h, i = row % a.out_h, h0 = i * a.step_h;
     const T* image = a.input + n * a.in_stride_n;
@@ -102,9 +103,11 @@ void conv2d_depthwise(const Conv2dDepthwiseArgs<T>& a) {
                                     : depthwise_tile_of_step<T, false>(a, image, h0, w0, c, lanes, acc);
 #pragma GCC unroll 8
         for (int m = 0; m < kCols; ++m)
-          if (m < cols) V::store_first(out + m * a.out_stride_w + c, rectify<V>(a.activation, acc[m]), lanes);
+          if (m < cols) V::store_first(out + m * a.out_stride_w + c, rectify(acc[m]), lanes);
       }
     }
+    finish_activation<T>(
+        {a.output + n * a.out_stride_n + i * a.out_stride_h, a.out_stride_w, a.out_w, a.channels, a.activation});
   }
 }
 

@@ -99,6 +99,7 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel, const Conv2
 
   // 3. Epilogue: partial sums, bias, residual, rectifier, store.
   const int last = static_cast<int>(a.channels - (Vectors - 1) * kWidth);
+  const Rectifier<T> rectify(a.activation);
 #pragma GCC unroll 4
   for (int v = 0; v < Vectors; ++v) {
     const bool whole = v < Vectors - 1 || last == kWidth;
@@ -113,7 +114,7 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel, const Conv2
         const T* residual = a.residual + a.residual_offsets[pixel + m] + v * kWidth;
         y = V::add(y, whole ? V::load(residual) : V::load_first(residual, last));
       }
-      y = rectify<V>(a.activation, y);
+      y = rectify(y);
       T* out = a.output + a.output_offsets[pixel + m] + v * kWidth;
       if (whole) {
         V::store(out, y);
@@ -122,6 +123,7 @@ void conv2d_direct_tile(const Conv2dDirectArgs<T>& a, int64_t pixel, const Conv2
       }
     }
   }
+  if (!is_rectifier(a.activation)) finish_pixels<T>(a.activation, a.output, a.output_offsets + pixel, Rows, a.channels);
 }
 
 // Many tiles run through the whole reduction one after the other. Few tiles would wait for weights that come from

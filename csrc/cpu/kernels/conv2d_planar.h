@@ -26,13 +26,13 @@ void conv2d_planar_tile(const Conv2dPlanarArgs<T>& a, int64_t position) {
       for (int v = 0; v < Vectors; ++v) acc[k][v] = V::fmadd(x[v], wk, acc[k][v]);
     }
   }
+  const Rectifier<T> rectify(a.activation);
 #pragma GCC unroll 8
   for (int k = 0; k < Channels; ++k) {
     const typename V::Reg bias = a.bias != nullptr ? V::broadcast(widen(a.bias[k])) : V::zero();
 #pragma GCC unroll 12
     for (int v = 0; v < Vectors; ++v) {
-      V::store(a.results + k * a.result_stride + position + v * V::kWidth,
-               rectify<V>(a.activation, V::add(acc[k][v], bias)));
+      V::store(a.results + k * a.result_stride + position + v * V::kWidth, rectify(V::add(acc[k][v], bias)));
     }
   }
 }
@@ -107,12 +107,12 @@ void conv2d_planar_channels(const Conv2dPlanarArgs<T>& a) {
   for (; p + kTile <= positions; p += kTile) conv2d_planar_tile<T, Channels, kVectors>(a, p);
   for (; p < positions; p += Vec<T>::kWidth) conv2d_planar_tile<T, Channels, 1>(a, p);
   for (int64_t row = 0; row < a.rows; ++row) {
-    if constexpr (Vec<T>::kPermutes)
-      if (a.out_stride_w == Channels) {
-        conv2d_planar_interleave_dense<T, Channels>(a, row);
-        continue;
-      }
-    conv2d_planar_interleave(a, row);
+    if (Vec<T>::kPermutes && a.out_stride_w == Channels) {
+      if constexpr (Vec<T>::kPermutes) conv2d_planar_interleave_dense<T, Channels>(a, row);
+    } else {
+      conv2d_planar_interleave(a, row);
+    }
+    finish_activation<T>({a.output + row * a.out_stride_h, a.out_stride_w, a.cols, Channels, a.activation});
   }
 }
 

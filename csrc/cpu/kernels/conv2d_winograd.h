@@ -266,6 +266,7 @@ void winograd_output_tile(const Conv2dWinogradOutputArgs<T>& a, int64_t t) {
                        w0 * a.residual_stride_w;
   const int64_t rows = a.height - h0 < kOutputs ? a.height - h0 : kOutputs;
   const int64_t cols = a.width - w0 < kOutputs ? a.width - w0 : kOutputs;
+  const Rectifier<T> rectify(a.activation);
   for (int64_t lane = 0; lane < a.lanes; lane += V::kWidth) {
     const int n = static_cast<int>(a.lanes - lane < V::kWidth ? a.lanes - lane : V::kWidth);
     const Compute<T>* products = a.products + t * a.row_stride + lane;
@@ -279,7 +280,7 @@ void winograd_output_tile(const Conv2dWinogradOutputArgs<T>& a, int64_t t) {
       r = V::add(r, bias);
       if (a.residual != nullptr)
         r = V::add(r, V::load_first(residual_corner + i * a.residual_stride_h + j * a.residual_stride_w + lane, n));
-      return rectify<V>(a.activation, r);
+      return rectify(r);
     };
     T* out = corner + lane;
     if constexpr (MaxPools) {
@@ -303,6 +304,10 @@ void winograd_output_tile(const Conv2dWinogradOutputArgs<T>& a, int64_t t) {
       });
     }
   }
+  if constexpr (!MaxPools)
+    if (!is_rectifier(a.activation))
+      for (int64_t i = 0; i < rows; ++i)
+        finish_activation<T>({corner + i * a.stride_h, a.stride_w, cols, a.lanes, a.activation});
 }
 
 template <typename T>

@@ -46,7 +46,7 @@ struct Conv2dWinogradOutputArgs {
   WinogradTiles tiles;
   int points, kernel;
   const T* bias;          // [lanes] or null
-  Activation activation;  // a rectifier
+  Activation activation;  // a rectifier, where maxima are taken
   T* output;
   int64_t stride_n, stride_h, stride_w, height, width, lanes;
   const T* residual;  // of the output's size, or null; may be the output

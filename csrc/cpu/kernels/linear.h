@@ -46,9 +46,7 @@ void linear_rows(const LinearArgs<T>& a, int64_t row) {
   }
 #pragma GCC unroll 8
   for (int m = 0; m < Rows; ++m) {
-    T y = V::sum(sums[m]) + (a.bias != nullptr ? a.bias[row + m] : T(0));
-    if (a.activation != Activation::none && y < 0) y = 0;
-    if (a.activation == Activation::relu6 && y > 6) y = 6;
+    const T y = V::sum(sums[m]) + (a.bias != nullptr ? a.bias[row + m] : T(0));
     a.output[row + m] = y;
   }
 }
@@ -56,6 +54,7 @@ void linear_rows(const LinearArgs<T>& a, int64_t row) {
 template <typename T>
 void linear(const LinearArgs<T>& a) {
   over_tiles<kLinearRows>(a.outputs, [&]<int Rows>(int64_t row) { linear_rows<T, Rows>(a, row); });
+  activation<T>({a.output, a.outputs, 1, a.outputs, a.activation});
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ struct LinearArgs {
   const T* bias;    // [outputs] or null
   T* output;        // [outputs]
   int64_t outputs, length;
-  Activation activation;  // a rectifier
+  Activation activation;
 };
 
 }  // namespace fastcnn::cpu

@@ -45,9 +45,7 @@ struct Vec<float> {
   static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
   static Reg fmadd(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
-  static Reg clamp(Reg a, float least, float most) {
-    return _mm256_max_ps(_mm256_set1_ps(least), _mm256_min_ps(_mm256_set1_ps(most), a));
-  }
+  static Reg clamp(Reg a, Reg least, Reg most) { return _mm256_max_ps(least, _mm256_min_ps(most, a)); }
   static Reg power_of_2(Reg rounded) {
     return _mm256_castsi256_ps(
         _mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(rounded), _mm256_set1_epi32(127)), 23));
@@ -140,9 +138,7 @@ struct Vec<double> {
   static Reg mul(Reg a, Reg b) { return _mm256_mul_pd(a, b); }
   static Reg div(Reg a, Reg b) { return _mm256_div_pd(a, b); }
   static Reg fmadd(Reg a, Reg b, Reg c) { return _mm256_fmadd_pd(a, b, c); }
-  static Reg clamp(Reg a, double least, double most) {
-    return _mm256_max_pd(_mm256_set1_pd(least), _mm256_min_pd(_mm256_set1_pd(most), a));
-  }
+  static Reg clamp(Reg a, Reg least, Reg most) { return _mm256_max_pd(least, _mm256_min_pd(most, a)); }
   static Reg power_of_2(Reg rounded) {
     return _mm256_castsi256_pd(
         _mm256_slli_epi64(_mm256_add_epi64(_mm256_castpd_si256(rounded), _mm256_set1_epi64x(1023)), 52));

@@ -40,9 +40,7 @@ struct Vec<float> {
   static Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
   static Reg fmadd(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   // Within bounds; NaN stays NaN, as with relu.
-  static Reg clamp(Reg a, float least, float most) {
-    return _mm512_max_ps(_mm512_set1_ps(least), _mm512_min_ps(_mm512_set1_ps(most), a));
-  }
+  static Reg clamp(Reg a, Reg least, Reg most) { return _mm512_max_ps(least, _mm512_min_ps(most, a)); }
   // 2 to the power of the integers that `rounded` has in its lowest bits: numbers to which 1.5 * 2^23 was added.
   static Reg power_of_2(Reg rounded) {
     return _mm512_castsi512_ps(
@@ -133,9 +131,7 @@ struct Vec<double> {
   static Reg mul(Reg a, Reg b) { return _mm512_mul_pd(a, b); }
   static Reg div(Reg a, Reg b) { return _mm512_div_pd(a, b); }
   static Reg fmadd(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
-  static Reg clamp(Reg a, double least, double most) {
-    return _mm512_max_pd(_mm512_set1_pd(least), _mm512_min_pd(_mm512_set1_pd(most), a));
-  }
+  static Reg clamp(Reg a, Reg least, Reg most) { return _mm512_max_pd(least, _mm512_min_pd(most, a)); }
   static Reg power_of_2(Reg rounded) {
     return _mm512_castsi512_pd(
         _mm512_slli_epi64(_mm512_add_epi64(_mm512_castpd_si512(rounded), _mm512_set1_epi64(1023)), 52));

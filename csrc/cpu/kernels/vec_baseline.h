@@ -46,10 +46,9 @@ struct VecBase {
   static Reg mul(Reg a, Reg b) { return a * b; }
   static Reg div(Reg a, Reg b) { return a / b; }
   static Reg fmadd(Reg a, Reg b, Reg c) { return a * b + c; }
-  static Reg clamp(Reg a, T least, T most) {
-    const Reg low = zero() + least, high = zero() + most;
-    a = select(a > high, high, a);
-    return select(a < low, low, a);
+  static Reg clamp(Reg a, Reg least, Reg most) {
+    a = select(a > most, most, a);
+    return select(a < least, least, a);
   }
   static Reg power_of_2(Reg rounded) {
     constexpr int kMantissa = sizeof(T) == 4 ? 23 : 52, kBias = sizeof(T) == 4 ? 127 : 1023;
