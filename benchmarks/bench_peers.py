@@ -4,8 +4,8 @@
 
 Batch 1, 8 and 32, one and two threads, float32, inference. Results are checked against float64 first. Then all peers of
 a case run in one process, a block of calls each in turn, with a pause before each block in which the pools of threads
-of the others come to rest; and each once more in a process of its own, which says whether company slowed it, and how
-much its resident memory grew. The report keeps what it holds of other networks, batches and numbers of threads, if the
+of the others come to rest; and each once more in a process of its own (the median over three where the first is off),
+which says whether company slowed it, and how much its resident memory grew. The report keeps what it holds of other networks, batches and numbers of threads, if the
 same versions were measured on the same machine: hours can be taken in parts.
 """
 
@@ -30,6 +30,7 @@ BLOCK_SECONDS = 0.03  # a block of calls takes at least this long
 BLOCKS = (3, 15)  # at least and at most
 PEER_SECONDS = 10  # of each peer in a case, where the least number of blocks takes no longer
 WARM_SECONDS = 0.5  # a call that takes longer does not show whether the caches were warm
+PROCESSES = 3  # of its own that a peer runs in, where the first one's median is another
 TOLERANCE = 1e-3  # of the output's norm: float32 in any order of additions, and Winograd's algorithm, stay far below
 
 
@@ -96,8 +97,17 @@ def measure(network: str, batch: int, threads: int, folder: Path) -> list[dict[s
     for row in (r for r in rows if "blocks" in r):
         low, row["ms"], high = statistics.quantiles(row.pop("blocks"), n=4)
         row["quartiles"] = [low, high]
-        row.update(_apart(row, onnx))
+        row.update(_apart_several(row, onnx))
     return rows
+
+
+def _apart_several(row: dict[str, Any], onnx: Path) -> dict[str, Any]:
+    """As _apart, or the median over processes where the first one is off: memory lies as it happens to in each."""
+    found = [_apart(row, onnx)]
+    while "alone_ms" in found[0] and peers_report.is_off(row["ms"], found[0]["alone_ms"]) and len(found) < PROCESSES:
+        found.append(_apart(row, onnx))
+    times = [one["alone_ms"] for one in found if "alone_ms" in one]
+    return {**found[0], "alone_ms": statistics.median(times)} if times else {}
 
 
 def _apart(row: dict[str, Any], onnx: Path) -> dict[str, Any]:

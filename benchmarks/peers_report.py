@@ -26,6 +26,11 @@ APART = 0.15  # a median in company may be off by as much from the one in a proc
 Row = dict[str, Any]
 
 
+def is_off(ms: float, alone: float) -> bool:
+    """Whether a median in company is not that of a process of its own."""
+    return abs(ms / alone - 1) > APART
+
+
 def of_case(rows: list[Row], network: str, batch: int, threads: int) -> list[Row]:
     """The rows of one network at one batch and number of threads."""
     return [r for r in rows if (r["network"], r["batch"], r["threads"]) == (network, batch, threads)]
@@ -123,7 +128,7 @@ def _details(rows: list[Row]) -> Page:
             continue
         low, high = r["quartiles"]
         alone = r.get("alone_ms")
-        apart = "" if alone is None else f"{alone:.3g}{'' if abs(r['ms'] / alone - 1) <= APART else ' !'}"
+        apart = "" if alone is None else f"{alone:.3g}{' !' if is_off(r['ms'], alone) else ''}"
         memory = f"{r['MB']:.0f}" if "MB" in r else ""
         lines.append([*head, r["facts"], str(r["batch"]), str(r["threads"]), f"{r['ms']:.3g}",
                       f"{low:.3g} to {high:.3g}", apart, memory, f"{r['error']:.1e}"])  # fmt: skip
