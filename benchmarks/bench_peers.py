@@ -2,11 +2,12 @@
 
     python benchmarks/bench_peers.py --networks lenet,resnet18 --batches 1,32 --threads 1
 
-Batch 1, 8 and 32, one and two threads, float32, inference. Results are checked against float64 first. Then all peers of
-a case run in one process, a block of calls each in turn, with a pause before each block in which the pools of threads
-of the others come to rest; and each once more in a process of its own (the median over three where the first is off),
-which says whether company slowed it, and how much its resident memory grew. The report keeps what it holds of other networks, batches and numbers of threads, if the
-same versions were measured on the same machine: hours can be taken in parts.
+Batch 1, 8 and 32, one and two threads, float32, inference. Results are checked against float64 first. Then all peers
+of a case run in one process, a block of calls each in turn, with a pause before each block in which the pools of
+threads of the others come to rest; and each once more in a process of its own (the median over three where the first
+is off), which says whether company slowed it, and how much its resident memory grew. The report keeps what it holds of
+other networks, batches and numbers of threads, if the same versions were measured on the same machine: hours can be
+taken in parts.
 """
 
 from __future__ import annotations
