@@ -26,12 +26,18 @@ class PlanarRun final : public PreparedConv<T> {
     parts_ = batch >= threads ? 1 : std::clamp<int64_t>(g.rows / kTaskRows, 1, ceil_div(threads, batch));
     rows_ = ceil_div(g.rows, parts_);
     const int64_t slack = 8 * kernel_.width;  // tiles run over the last position
-    plane_ = (rows_ + halo_) * row_stride_ + slack, results_ = rows_ * row_stride_ + slack;
+    plane_ = (rows_ + halo_) * row_stride_ + slack;
+    // Results lie half a page from the inputs of the next tile, which would wait for stores to the same place in a
+    // page, and each channel's in lines of their own.
+    constexpr int64_t kPage = 4096 / sizeof(Element), kLine = 64 / sizeof(Element);
+    results_begin_ = p.image.depth * plane_;
+    results_begin_ += (kPage + kPage / 2 - results_begin_ % kPage) % kPage;
+    results_ = (ceil_div(rows_ * row_stride_ + slack, kLine) | 1) * kLine;
     pack();
   }
 
   void run(const GatherData<T>& data) const override {
-    const int64_t scratch_size = p_.image.depth * plane_ + p_.lanes * results_;
+    const int64_t scratch_size = results_begin_ + p_.lanes * results_;
     const at::Tensor scratch = empty({num_threads(), scratch_size}, kComputeDtype<T>);
     Element* scratch_data = scratch.mutable_data_ptr<Element>();
     ImageView<T> image = p_.image;
@@ -44,7 +50,7 @@ class PlanarRun final : public PreparedConv<T> {
         copy_window_planes(image, n, {i + first_h_, first_w_, i_end - i + halo_, plane_, row_stride_}, planes);
         kernel_.conv2d_planar(
             {planes, offsets_.data(), weight_.data(), static_cast<int64_t>(offsets_.size()), static_cast<int>(p_.lanes),
-             p_.bias, p_.activation, i_end - i, p_.grid.cols, row_stride_, planes + image.depth * plane_, results_,
+             p_.bias, p_.activation, i_end - i, p_.grid.cols, row_stride_, planes + results_begin_, results_,
              data.output + n * p_.out_stride_n + i * p_.out_stride_h, p_.out_stride_h, p_.out_stride_w});
       }
     });
@@ -64,8 +70,8 @@ class PlanarRun final : public PreparedConv<T> {
   const GatherConv<T> p_;
   const KernelSet<T>& kernel_;
   int64_t first_h_, first_w_, row_stride_, halo_;
-  int64_t parts_, rows_;     // tasks of an image, and of each the output rows
-  int64_t plane_, results_;  // elements of a channel's input and output rows
+  int64_t parts_, rows_;                     // tasks of an image, and of each the output rows
+  int64_t plane_, results_begin_, results_;  // elements of a channel's input, before the output, of a channel's output
   std::vector<int64_t> offsets_;
   std::vector<Element> weight_;
 };

@@ -104,16 +104,19 @@ void conv2d_planar_channels(const Conv2dPlanarArgs<T>& a) {
   constexpr int64_t kTile = kVectors * Vec<T>::kWidth;
   const int64_t positions = (a.rows - 1) * a.row_stride + a.cols;
   int64_t p = 0;
-  for (; p + kTile <= positions; p += kTile) conv2d_planar_tile<T, Channels, kVectors>(a, p);
-  for (; p < positions; p += Vec<T>::kWidth) conv2d_planar_tile<T, Channels, 1>(a, p);
+  for (; p + Vec<T>::kWidth < positions; p += kTile) conv2d_planar_tile<T, Channels, kVectors>(a, p);
+  if (p < positions) conv2d_planar_tile<T, Channels, 1>(a, p);
   for (int64_t row = 0; row < a.rows; ++row) {
     if (Vec<T>::kPermutes && a.out_stride_w == Channels) {
       if constexpr (Vec<T>::kPermutes) conv2d_planar_interleave_dense<T, Channels>(a, row);
     } else {
       conv2d_planar_interleave(a, row);
     }
-    finish_activation<T>({a.output + row * a.out_stride_h, a.out_stride_w, a.cols, Channels, a.activation});
   }
+  const bool dense = a.out_stride_h == a.cols * a.out_stride_w;
+  for (int64_t row = 0; row < (dense ? 1 : a.rows); ++row)
+    finish_activation<T>(
+        {a.output + row * a.out_stride_h, a.out_stride_w, dense ? a.rows * a.cols : a.cols, Channels, a.activation});
 }
 
 template <typename T>
