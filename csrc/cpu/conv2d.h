@@ -61,7 +61,8 @@ struct GatherConv {
   const T* weight;
   int64_t depth_stride, lane_stride;
   int64_t lanes;
-  const T* bias;  // [lanes] or null
+  int64_t problems = 1;  // of which the layer consists: its groups
+  const T* bias;         // [lanes] or null
   Activation activation;
   T* output;
   int64_t out_stride_n, out_stride_h, out_stride_w;  // lanes are neighbours

@@ -61,8 +61,8 @@ double inside_share(const Conv2dGeometry& g) {
 double estimate(Conv2dPass pass, Conv2dAlgorithm algorithm, const Conv2dGeometry& g, at::ScalarType dtype,
                 bool packed) {
   Conv2dCounts counts = conv2d_counts(pass, algorithm, g);
-  // A problem's cost is that of an op's call, which packed weights are used without: LeNet's second layer alone takes
-  // 4.2 us by the direct kernel, and 8 by Winograd's (Xeon with AMX), as the other counts say.
+  // The first count stands for an op's call, and layers with packed weights are made ready before it: LeNet's second
+  // one takes 4.2 us by the direct kernel and 8 by Winograd's (Xeon with AMX), as the other counts say.
   if (packed) counts.front() = 0, counts.back() *= kPackedWeights;
   const auto& costs = kConv2dCosts[kernels().f32.width >= 16][static_cast<int>(pass)][static_cast<int>(algorithm)];
   double time = 0;

@@ -23,7 +23,7 @@ constexpr int64_t kManyPixels = 64;  // whose products take several times as lon
 constexpr int64_t kManyTiles = 4;    // of pixels, from where on threads share them in whole tiles
 // The share of the work that has to be left when taps outside the image are left out.
 constexpr double kLessWork = 0.95;
-constexpr int64_t kMostListed = 1024;  // pixels whose places are kept from call to call: 16 KB
+constexpr int64_t kMostListed = 1024;  // of a layer, whose places are kept from call to call: 16 KB
 constexpr size_t kMostTaps = 128;      // of which groups are formed: there may be as many groups as taps
 
 // The runs of a reduction, cut where its index passes a multiple of kChainTerms: each chain of additions there ends in
@@ -199,7 +199,7 @@ class DirectRun final : public PreparedConv<T> {
       image_size_ = copies_ ? window_rows_size(g, chunks_.rows, depth_) : image.stride_n / pair_;
       add_group(all_positions(g));
     }
-    if (image.batch * g.rows * g.cols > kMostListed) return;
+    if (p_.problems * image.batch * g.rows * g.cols > kMostListed) return;
     listed_.resize(chunks_.count);
     for (int64_t chunk = 0; chunk < chunks_.count; ++chunk) list(chunk, listed_[chunk]);
   }

@@ -20,7 +20,7 @@ std::vector<GatherConv<T>> forward_problems(Conv2dGeometry g, const ImageView<T>
       p.grid.taps.push_back(
           {kh * g.dilation_h - g.pad_h, kw * g.dilation_w - g.pad_w, kh * weight.stride(2) + kw * weight.stride(3)});
   p.depth_stride = weight.stride(1), p.lane_stride = weight.stride(0);
-  p.lanes = g.group_out();
+  p.lanes = g.group_out(), p.problems = g.groups;
   p.activation = activation;
   p.out_stride_w = pitch, p.out_stride_h = g.out_w * p.out_stride_w, p.out_stride_n = g.out_h * p.out_stride_h;
 

@@ -68,9 +68,9 @@ struct Argument {
         TORCH_CHECK(!slots[slot].isNone(), "fastcnn plan: expected a tensor in slot ", slot, ", but it is undefined");
         return slots[slot];
       case From::slot_as_tensor:
-        return wrapped_number(slots[slot].toInt());
+        return wrapped_number(slots[slot].toScalar());
       case From::slot_as_number:
-        return static_cast<double>(slots[slot].toInt());
+        return slots[slot].toScalar().toDouble();
       case From::list:
         break;
     }
@@ -171,17 +171,21 @@ class OperatorReader {
     const int64_t count = next("number of outputs", 0, static_cast<int64_t>(types_.size()));
     std::vector<int64_t> writes;
     for (int64_t i = 0; i < count; ++i) writes.push_back(place("output", types_.size()));
-    SlotType result = SlotType::integer;
+    std::vector<SlotType> results{SlotType::integer};
     std::unique_ptr<OperatorCall> call;
     if (const auto function = integer_function(name_)) {
       check(!several && count == 1, "expected one result, but got ", count);
-      Argument a = read_argument(c10::IntType::get(), {}), b = read_argument(c10::IntType::get(), {});
+      wanted_ = "a";
+      Argument a = read_argument(c10::IntType::get(), {});
+      wanted_ = "b";
+      Argument b = read_argument(c10::IntType::get(), {});
       call = std::make_unique<IntegerCall>(function, std::move(a), std::move(b));
     } else {
-      call = read_dispatched(several, count, result);
+      call = read_dispatched(several, count, results);
     }
     check(next_ == record_.size(), "expected arguments of ", next_, " numbers, but got ", record_.size());
-    call->name_ = name_, call->reads_ = std::move(reads_), call->writes_ = std::move(writes), call->result_ = result;
+    call->name_ = name_, call->reads_ = std::move(reads_), call->writes_ = std::move(writes);
+    call->results_ = std::move(results);
     return call;
   }
 
@@ -199,22 +203,36 @@ class OperatorReader {
   }
   int64_t place(const char* field, size_t size) { return next(field, 0, static_cast<int64_t>(size) - 1); }
 
-  std::unique_ptr<OperatorCall> read_dispatched(bool several, int64_t count, SlotType& result) {
+  static SlotType slot_type(const c10::Type& type) {
+    switch (type.kind()) {
+      case TypeKind::TensorType:
+        return SlotType::tensor;
+      case TypeKind::IntType:
+        return SlotType::integer;
+      case TypeKind::FloatType:
+      case TypeKind::BoolType:
+      case TypeKind::NumberType:
+        return SlotType::number;
+      default:
+        return SlotType::empty;
+    }
+  }
+
+  std::unique_ptr<OperatorCall> read_dispatched(bool several, int64_t count, std::vector<SlotType>& results) {
     const c10::OperatorHandle op = find(name_);
     const c10::FunctionSchema& schema = op.schema();
     check(!schema.is_mutable(), "expected one that does not write to its arguments");
     const auto& returns = schema.returns();
-    const bool list = returns.size() == 1 && returns[0].type()->kind() == TypeKind::ListType;
-    check(several == (list || returns.size() != 1) && (list || static_cast<int64_t>(returns.size()) == count),
+    const auto* list = returns.size() == 1 ? returns[0].type()->castRaw<c10::ListType>() : nullptr;
+    check(several == (list != nullptr || returns.size() != 1) &&
+              (list != nullptr || static_cast<int64_t>(returns.size()) == count),
           "expected the results that it has, ", returns.size(), ", but got ", count);
-    const TypeKind kind = list              ? returns[0].type()->castRaw<c10::ListType>()->getElementType()->kind()
-                          : returns.empty() ? TypeKind::NoneType
-                                            : returns[0].type()->kind();
-    for (const c10::Argument& value : returns)
-      check(list || value.type()->kind() == kind, "expected results of one type");
-    check(kind == TypeKind::TensorType || (kind == TypeKind::IntType && !several), "expected results that are tensors,",
-          " or one integer, but got ", schema);
-    result = kind == TypeKind::TensorType ? SlotType::tensor : SlotType::integer;
+    results.clear();
+    for (int64_t i = 0; i < count; ++i)
+      results.push_back(slot_type(list != nullptr ? *list->getElementType() : *returns[i].type()));
+    for (const SlotType type : results)
+      check(type == SlotType::tensor || (type != SlotType::empty && list == nullptr),
+            "expected results that are tensors or numbers, but got ", schema);
     std::vector<Argument> arguments;
     for (const c10::Argument& wanted : schema.arguments()) {
       wanted_ = wanted.name();
@@ -226,7 +244,7 @@ class OperatorReader {
         arguments.push_back(read_argument(wanted.real_type(), wanted.N()));
       }
     }
-    return std::make_unique<DispatchedCall>(op, std::move(arguments), list);
+    return std::make_unique<DispatchedCall>(op, std::move(arguments), list != nullptr);
   }
 
   // An argument of a type; `repeated` is how often an operator repeats one number where it takes a list.
@@ -279,7 +297,9 @@ class OperatorReader {
     } else if (type.kind() == TypeKind::FloatType) {
       argument.from = Argument::From::slot_as_number;
     } else {
-      fits(is_integer(type) || type.kind() == TypeKind::NumberType, type, "an integer");
+      const bool is_number = types_[slot] == SlotType::number;
+      fits(type.kind() == TypeKind::NumberType || (is_integer(type) && !is_number), type,
+           is_number ? "a number" : "an integer");
     }
     return argument;
   }

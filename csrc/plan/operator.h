@@ -9,8 +9,8 @@
 
 namespace fastcnn::plan {
 
-// What passes between plans and operators: tensors, and integers that come of sizes.
-enum class SlotType : int8_t { empty, tensor, integer };
+// What passes between plans and operators: tensors, integers that come of sizes, and other numbers.
+enum class SlotType : int8_t { empty, tensor, integer, number };
 using Slots = std::vector<at::IValue>;
 
 // The texts, numbers and tensors that arguments name by their place.
@@ -36,12 +36,12 @@ class OperatorCall {
   const std::string& name() const { return name_; }
   const std::vector<int64_t>& reads() const { return reads_; }
   const std::vector<int64_t>& writes() const { return writes_; }
-  SlotType result() const { return result_; }
+  const std::vector<SlotType>& results() const { return results_; }  // of `writes`
 
  protected:
   std::string name_;
   std::vector<int64_t> reads_, writes_;
-  SlotType result_ = SlotType::tensor;
+  std::vector<SlotType> results_;
 
   friend class OperatorReader;
 };

@@ -1,5 +1,5 @@
-// A compiled network: steps over values in one block of memory, and the constants that they need. Running changes
-// nothing but what it keeps for later runs, so that threads may share a plan.
+// Layers of a compiled network (see program.h): steps over values in one block of memory, and the constants that they
+// need. Running changes nothing but what it keeps for later runs, so that threads may share a plan.
 #pragma once
 #include <memory>
 #include <string>

@@ -36,10 +36,11 @@ Program::Program(std::vector<Input> inputs, int64_t batch, int64_t slots,
       segment.reads = segment.call->reads(), segment.writes = segment.call->writes();
       has_operators_ = true;
     }
-    for (const int64_t slot : segment.writes) {
+    for (size_t w = 0; w < segment.writes.size(); ++w) {
+      const int64_t slot = segment.writes[w];
       TORCH_CHECK(types_[slot] == SlotType::empty, "fastcnn plan: segment ", i, ": expected slot ", slot,
                   " to be empty");
-      types_[slot] = segment.call == nullptr ? SlotType::tensor : segment.call->result();
+      types_[slot] = segment.call == nullptr ? SlotType::tensor : segment.call->results()[w];
     }
     segments_.push_back(std::move(segment));
   }
@@ -102,6 +103,7 @@ c10::impl::GenericList Program::run(const std::vector<at::Tensor>& inputs) const
   std::copy(inputs.begin(), inputs.end(), slots.begin());
   if (has_operators_) {
     const at::NoGradGuard no_grad;
+    // As far as torch's operators go; one of Python's that turns autocast on for itself finds it off.
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
     run_segments(slots);
   } else {

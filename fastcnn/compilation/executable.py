@@ -47,7 +47,7 @@ class Executable:
     """Runs a program that build made or validate has checked."""
 
     def __init__(self, program: Program) -> None:
-        """Prepares it; RuntimeError or TypeError where a plan or an operator's arguments are wrong."""
+        """Prepares it; RuntimeError or ValueError where a plan or an operator's arguments are wrong."""
         self.program = program
         document = program.document
         self.expected = [

@@ -71,7 +71,7 @@ def updates_statistics(name: str, args: Sequence[Any]) -> bool:
     """
     if name not in ("aten.batch_norm.default", "aten.instance_norm.default"):
         return False
-    return len(args) < 6 or (args[3] is not None and args[5] is not False)
+    return len(args) < 6 or (args[5] is not False and (args[3] is not None or args[4] is not None))
 
 
 def find(name: str) -> Callable[..., Any]:

@@ -184,6 +184,21 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
         ),
         "an operator that writes",
     ),
+    "a variance that is written": (
+        _set(
+            PROGRAM,
+            "segments",
+            OP,
+            {
+                "op": "aten.batch_norm.default",
+                "many": False,
+                "outputs": [1],
+                "kwargs": {},
+                "args": [{"slot": 0}, None, None, None, {"constant": 0}, True, 0.1, 1e-5, False],
+            },
+        ),
+        "an operator that writes",
+    ),
     "inputs that a plan does not have": (_set(PROGRAM, "segments", PLAN, "inputs", [0, 0]), "a plan's inputs"),
     "constant": (_set(PROGRAM, "segments", OP, "args", [{"constant": 99}]), "a constant"),
     "negative constant": (_set(PROGRAM, "segments", OP, "args", [{"constant": -1}]), "a constant"),

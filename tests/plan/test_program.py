@@ -10,6 +10,7 @@ import pytest
 import torch
 from compiling import prepare, random
 from program_executor import ProgramExecutor
+from threads import run_in_threads
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,6 +57,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "optional numbers": lambda x, t: x.clamp(max=0.25),
     "scaled": lambda x, t: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
     "layout": lambda x, t: x.exp().contiguous(memory_format=torch.channels_last),
+    "number out of a tensor": lambda x, t: (x.cos() * t[0].item(), x.sin().clamp(max=t[0].item())),
     "attention": lambda x, t: F.scaled_dot_product_attention(x, x, x),
 }
 
@@ -201,7 +203,7 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: _call(SLOT, 0, INT, 1, BOOL, 0, name="aten.max.dim", several=1),
         "results that it has, 2",
     ),
-    "result of another type": (lambda: _call(SLOT, 0, name="aten.item.default"), "tensors, or one integer"),
+    "result of another type": (lambda: _call(SLOT, 0, name="aten.qscheme.default"), "tensors or numbers"),
     "tensor for an integer": (lambda: _call(SLOT, 0, INT, 1, name="operator.add"), "of type int, but got a tensor"),
     "integer for a plan": (
         lambda: _program(SIZE, [PLAN, 0, 1, 2], texts=("aten.sym_size.int",), plans=[_identity()], slots=3),
@@ -269,6 +271,41 @@ def test_integers_round_down_as_pythons() -> None:
         divided = [OPERATOR, 1, 0, 1, 2, SLOT, 1, INT, a]
         if a != 0:
             assert _program(SIZE, divided, texts=texts, outputs=(2,), slots=3).run([random(3, 3, 4)]) == [3 // a]
+
+
+def test_layouts_and_devices_stand_for_the_same() -> None:
+    arguments = [SLOT, 0, ABSENT, NAMED, 1, NAMED, 2, ABSENT, ABSENT]
+    record = [OPERATOR, 0, 0, 1, 1, *arguments]
+    program = _program(record, texts=("aten.zeros_like.default", "strided", "cpu"))
+    assert torch.equal(program.run([random(2, 3, 4)])[0], torch.zeros(2, 3, 4))
+
+
+def test_results_of_several_types_keep_them() -> None:
+    @torch.library.custom_op("fastcnn_test::halves", mutates_args=())
+    def halves(x: Tensor) -> tuple[Tensor, int, float]:
+        return x / 2, x.shape[1], 0.25
+
+    record = [OPERATOR, 0, 1, 3, 1, 2, 3, SLOT, 0]
+    scaled = [OPERATOR, 1, 0, 1, 4, SLOT, 1, SLOT, 3]
+    names = ("fastcnn_test.halves.default", "aten.mul.Tensor")
+    x = random(2, 3, 4)
+    result, size, number = _program(record, scaled, texts=names, outputs=(4, 2, 3), slots=5).run([x])
+    assert torch.equal(result, x / 2 * 0.25) and (size, number) == (3, 0.25)
+
+
+def test_programs_with_operators_run_in_several_threads_at_once(mixed: Any) -> None:
+    images = [random(batch, 3, 6, 6, seed=batch) for batch in (1, 2, 3, 4)]
+    expected = [mixed(image) for image in images]
+    wrong: list[int] = []
+
+    def call(index: int) -> None:
+        for _ in range(20):
+            got = mixed(images[index])
+            if not all(torch.equal(got[key], expected[index][key]) for key in got):
+                wrong.append(index)
+
+    run_in_threads(call, 4)
+    assert not wrong
 
 
 def test_names_stand_for_the_same_in_both_languages() -> None:

@@ -144,6 +144,47 @@ def test_conv2d_holds_the_algorithm_in_force(algorithm: str, kernel: int, channe
         assert recorded(lambda: made.run([x, added])) == ["conv2d_direct"]
 
 
+@pytest.mark.parametrize("capability", capabilities())
+@pytest.mark.parametrize("algorithm", ["direct", "winograd_f4x3", "winograd_f2x3", "winograd_f2x5"])
+def test_conv2d_leaves_neighbouring_channels_alone(algorithm: str, capability: str) -> None:
+    """Layers of one width and then another write one value, each with an activation that counts if it comes twice."""
+    size = 5 if algorithm.endswith("5") else 3
+    x = torch.randn(2, 17, 7, 9)
+    layers = [(33, 1, SILU), (5, 1, HARD_SIGMOID), (17, 17, SIGMOID), (19, 1, HARD_SWISH)]  # out, groups, activation
+    plan, wide = PlanBuilder(), sum(out for out, _, _ in layers)
+    source, whole, first, wanted = plan.input(17, 7, 9), plan.inside(wide, 7, 9), 0, []
+    for out, groups, activation in layers:
+        weight, pad = torch.randn(out, 17 // groups, size, size) / size, (size // 2, size // 2)
+        part = plan.inside(out, 7, 9, pitch=wide, first=first, at=whole)
+        plan.conv2d(source, part, weight, None, activation=activation, padding=pad, groups=groups)
+        wanted.append(activate(F.conv2d(x.double(), weight.double(), padding=pad, groups=groups), activation))
+        first += out
+    plan.step(COPY, whole, plan.output(wide, 7, 9))
+    with backends.conv2d_algorithm(algorithm), backends.cpu_capability(capability):
+        check_plan(plan.make(), [x], [torch.cat(wanted, 1)], 64 * size * size * 17)
+
+
+@pytest.mark.parametrize("capability", capabilities())
+@pytest.mark.parametrize("activation", range(len(ACTIVATIONS)))
+def test_layers_keep_nan_and_infinity(activation: int, capability: str) -> None:
+    x = torch.randn(1, 8, 6, 6)
+    x[0, 3, 1, 1], x[0, 2, 4, 4] = torch.nan, torch.inf
+    for out, groups, kernel in ((16, 1, 1), (6, 1, 3), (8, 8, 3)):
+        weight, pad = torch.randn(out, 8 // groups, kernel, kernel), (kernel // 2, kernel // 2)
+        plan = PlanBuilder()
+        source, output = plan.input(8, 6, 6), plan.output(out, 6, 6)
+        plan.conv2d(source, output, weight, None, activation=activation, padding=pad, groups=groups)
+        dense = torch.randn(5, 8 * 36)
+        plan.linear(source, plan.output(5), dense, activation=activation)
+        with backends.winograd(False), backends.cpu_capability(capability):
+            got, flat = plan.make().run([x])
+        result = F.conv2d(x, weight, padding=pad, groups=groups)
+        compared = ~result.isneginf()  # of which torch's silu is NaN, and ours nothing
+        wanted = activate(result, activation)
+        torch.testing.assert_close(got[compared], wanted[compared], equal_nan=True, rtol=1e-4, atol=1e-5)
+        assert bool(flat.isnan().all())
+
+
 @pytest.mark.parametrize("config", [c for c in CONVS if c.get("residual")] + [CONVS[0], CONVS[6]])
 def test_conv2d_is_made_ready_anew_where_a_call_differs_from_the_one_before(config: dict[str, Any]) -> None:
     c, k, (kernel_h, kernel_w) = config["c"], config["k"], config["kernel"]

@@ -55,7 +55,7 @@ inline typename Vec<T>::Reg hard_sigmoid_of(typename Vec<T>::Reg x) {
 template <typename T>
 inline typename Vec<T>::Reg silu_of(typename Vec<T>::Reg x) {
   using V = Vec<T>;
-  // There it is nothing; sigmoid_of is not, which counts if x is large.
+  // Below that silu is nothing, but sigmoid_of's least value is not, which would count times a large x.
   const typename V::Reg least = V::broadcast(-ExpOf<Compute<T>>::kMost);
   return V::mul(V::select(V::greater(least, x), least, x), sigmoid_of<T>(x));
 }

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kLinearRows = 8;
 constexpr int64_t kLinearAhead = 2048;  // bytes of a row that are asked for ahead of their use
-constexpr int64_t kShortRows = 16384;   // bytes of rows read side by side, up to where the next rows are asked for
+constexpr int64_t kShortRows = 16384;   // bytes: where a tile's rows take no more, the next tile's are asked for
 constexpr int64_t kLinearChain = 256;   // registers that one chain of additions takes
 
 template <typename T, int Rows>
