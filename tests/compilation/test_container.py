@@ -149,6 +149,15 @@ def _set(*keys: Any) -> Callable[[Any], None]:
 
 
 PROGRAM, OP, PLAN = "program", 0, 1  # the network's first two segments
+
+
+def _norm(mean: Any, variance: Any) -> Callable[[Any], None]:
+    """Makes the operator a batch norm in training mode."""
+    args = [{"slot": 0}, None, None, mean, variance, True, 0.1, 1e-5, False]
+    call = {"op": "aten.batch_norm.default", "many": False, "outputs": [1], "kwargs": {}, "args": args}
+    return _set(PROGRAM, "segments", OP, call)
+
+
 HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     "version": (_set("version", 1), "version 1"),
     "huge tensor": (_set("tensors", 0, "shape", [2**40, 2**40]), "ends beyond it"),
@@ -169,36 +178,8 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
         _set(PROGRAM, "segments", OP, "kwargs", {"slot": {"slot": 9}}),
         "a slot that is read",
     ),
-    "statistics that are written": (
-        _set(
-            PROGRAM,
-            "segments",
-            OP,
-            {
-                "op": "aten.batch_norm.default",
-                "many": False,
-                "outputs": [1],
-                "kwargs": {},
-                "args": [{"slot": 0}, None, None, {"constant": 0}, {"constant": 0}, True, 0.1, 1e-5, False],
-            },
-        ),
-        "an operator that writes",
-    ),
-    "a variance that is written": (
-        _set(
-            PROGRAM,
-            "segments",
-            OP,
-            {
-                "op": "aten.batch_norm.default",
-                "many": False,
-                "outputs": [1],
-                "kwargs": {},
-                "args": [{"slot": 0}, None, None, None, {"constant": 0}, True, 0.1, 1e-5, False],
-            },
-        ),
-        "an operator that writes",
-    ),
+    "statistics that are written": (_norm({"constant": 0}, {"constant": 0}), "an operator that writes"),
+    "a variance that is written": (_norm(None, {"constant": 0}), "an operator that writes"),
     "inputs that a plan does not have": (_set(PROGRAM, "segments", PLAN, "inputs", [0, 0]), "a plan's inputs"),
     "constant": (_set(PROGRAM, "segments", OP, "args", [{"constant": 99}]), "a constant"),
     "negative constant": (_set(PROGRAM, "segments", OP, "args", [{"constant": -1}]), "a constant"),
