@@ -107,11 +107,12 @@ void conv2d_planar_channels(const Conv2dPlanarArgs<T>& a) {
   for (; p + Vec<T>::kWidth < positions; p += kTile) conv2d_planar_tile<T, Channels, kVectors>(a, p);
   if (p < positions) conv2d_planar_tile<T, Channels, 1>(a, p);
   for (int64_t row = 0; row < a.rows; ++row) {
-    if (Vec<T>::kPermutes && a.out_stride_w == Channels) {
-      if constexpr (Vec<T>::kPermutes) conv2d_planar_interleave_dense<T, Channels>(a, row);
-    } else {
-      conv2d_planar_interleave(a, row);
-    }
+    if constexpr (Vec<T>::kPermutes)
+      if (a.out_stride_w == Channels) {
+        conv2d_planar_interleave_dense<T, Channels>(a, row);
+        continue;
+      }
+    conv2d_planar_interleave(a, row);
   }
   const bool dense = a.out_stride_h == a.cols * a.out_stride_w;
   for (int64_t row = 0; row < (dense ? 1 : a.rows); ++row)

@@ -305,9 +305,8 @@ void winograd_output_tile(const Conv2dWinogradOutputArgs<T>& a, int64_t t) {
     }
   }
   if constexpr (!MaxPools)
-    if (!is_rectifier(a.activation))
-      for (int64_t i = 0; i < rows; ++i)
-        finish_activation<T>({corner + i * a.stride_h, a.stride_w, cols, a.lanes, a.activation});
+    for (int64_t i = 0; i < rows; ++i)
+      finish_activation<T>({corner + i * a.stride_h, a.stride_w, cols, a.lanes, a.activation});
 }
 
 template <typename T>
