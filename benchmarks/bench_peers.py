@@ -5,9 +5,10 @@
 Batch 1, 8 and 32, one and two threads, float32, inference. Results are checked against float64 first. Then all peers
 of a case run in one process, a block of calls each in turn, with a pause before each block in which the pools of
 threads of the others come to rest; and each once more in a process of its own (the median over three where the first
-is off), which says whether company slowed it, and how much its resident memory grew. The report keeps what it holds of
-other networks, batches and numbers of threads, if the same versions were measured on the same machine: hours can be
-taken in parts.
+is off), which says whether company slowed it, and how much its resident memory grew. The C library keeps what is freed
+in all of them: otherwise torch spends up to a third of its time on new pages. The report keeps what it holds of other
+networks, batches and numbers of threads, if the same versions were measured on the same machine: hours can be taken in
+parts.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import peers
 import peers_report
 import torch
 import typer
-from apart import own_compiler_cache, resident_bytes, run_apart
+from apart import keep_freed_memory, own_compiler_cache, resident_bytes, run_apart
 from torch import Tensor
 
 PAUSE_SECONDS = 0.05  # pools that spin for work give up within a few milliseconds
@@ -145,6 +146,7 @@ def main(
     alone: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measures, prints a line for each case, and writes them into the report."""
+    keep_freed_memory()
     if alone is not None:
         return _alone(alone)
     unknown = [name for name in _list(networks) if name not in peers.NETWORKS]

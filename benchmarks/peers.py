@@ -139,7 +139,7 @@ def _openvino(name: str, batch: int, threads: int, onnx: Path) -> Peer:
 def _converted(name: str, batch: int, threads: int, onnx: Path) -> Peer:
     with contextlib.redirect_stdout(None):
         model = fastcnn.convert(network(name))
-    return Peer(_channels_last(model), _torch_facts(model))
+    return Peer(_channels_last(model), f"{_torch_facts(model)}, without an example")
 
 
 def _compiled(name: str, batch: int, threads: int, onnx: Path) -> Peer:

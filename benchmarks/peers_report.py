@@ -211,7 +211,7 @@ def write(rows: list[Row], out: Path) -> Path:
     versions = ", ".join(f"{name} {version_of(name)}" for name in ("torchvision", "onnxruntime", "openvino"))
     setting = (
         f"{cpu_name()}, fastcnn kernels {kernels}, torch {torch.__version__} "
-        f"({torch.backends.cpu.get_cpu_capability()}), {versions}"
+        f"({torch.backends.cpu.get_cpu_capability()}), {versions}, freed memory kept by the process"
     )
     rows = _kept(folder / ROWS, setting, rows) + rows
     rows.sort(key=lambda r: (peers.NETWORKS.index(r["network"]), r["batch"], r["threads"]))
