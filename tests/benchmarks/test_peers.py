@@ -58,14 +58,20 @@ def test_peers_are_checked_before_they_are_timed() -> None:
         bench_peers.check("wrong", torch.zeros_like(expected), expected)
 
 
-@pytest.mark.parametrize("peer", ["torch eager", "torch channels_last", "fastcnn converted"])
-def test_peers_of_torch_compute_the_network(peer: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("peer", "how"),
+    [
+        ("torch eager", "NCHW"),
+        ("torch channels_last", "channels_last"),
+        ("fastcnn converted", "channels_last, without an example"),
+    ],
+)
+def test_peers_of_torch_compute_the_network(peer: str, how: str, tmp_path: Path) -> None:
     images, expected = peers.images("lenet", 2), peers.truth("lenet", 2)
     with peers.threads_of_torch(1):
         made = peers.build(peer, "lenet", 2, 1, tmp_path / "unused.onnx")
         bench_peers.check(peer, made.run(images), expected)
-    layout = "NCHW" if peer == "torch eager" else "channels_last"
-    assert made.facts == f"1 threads, torch.float32 at precision highest, {layout}"
+    assert made.facts == f"1 threads, torch.float32 at precision highest, {how}"
 
 
 def test_peers_report_says_which_targets_are_missed(tmp_path: Path) -> None:
