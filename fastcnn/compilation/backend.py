@@ -198,6 +198,8 @@ class _Frozen(nn.Module):
         self.graph, self.arguments = graph, arguments
         for index in arguments.frozen:
             self.register_buffer(f"tensor_{index}", values[index].detach())
+        (outputs,) = next(node for node in graph.graph.nodes if node.op == "output").args
+        self.by_channels = [_is_by_channels(output) for output in outputs]
 
     def forward(self, *inputs: Tensor) -> Any:
         """The graph's outputs."""
@@ -208,21 +210,34 @@ class _Frozen(nn.Module):
             values[index] = getattr(self, f"tensor_{index}")
         for index, (tensor, dim) in self.arguments.sizes.items():
             values[index] = values[tensor].shape[dim]
-        return self.graph(*values)
+        return [
+            out.clone(memory_format=torch.contiguous_format) if by_channels else out
+            for out, by_channels in zip(self.graph(*values), self.by_channels, strict=True)
+        ]
+
+
+def _is_by_channels(output: Any) -> bool:
+    """Whether eager execution returns an image NCHW, as what comes after the graph may rely on."""
+    example = output.meta.get("example_value") if isinstance(output, fx.Node) else None
+    if not isinstance(example, Tensor) or example.dim() != 4:
+        return False
+    return example.is_contiguous() and not example.is_contiguous(memory_format=torch.channels_last)
 
 
 def _belongs_to_module(node: fx.Node, value: Tensor) -> bool:
     source = _source(node)
+    if isinstance(source, LocalSource) and source.is_input:  # a parameter as an argument is the caller's
+        return False
     return isinstance(value, nn.Parameter) or (source is not None and "NN_MODULE" in source.guard_source.name)
 
 
 def _is_held(node: fx.Node, value: Tensor) -> bool:
-    """Whether a closure or a global holds it, and writes to it are counted."""
+    """Whether a closure or a global holds it, or it is a parameter, and writes to it are counted."""
     source = _source(node)
     while hasattr(source, "base"):
         source = source.base
     held = isinstance(source, GlobalSource) or (isinstance(source, LocalSource) and not source.is_input)
-    return held and not value.is_inference()
+    return (held or isinstance(value, nn.Parameter)) and not value.is_inference()
 
 
 def _source(node: fx.Node) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from fastcnn.compilation import pure_ops
-from fastcnn.compilation.graph import ATEN, Graph, Input, Node, Value, map_leaves
+from fastcnn.compilation.graph import ATEN, RESHAPE, Graph, Input, Node, Value, leaves, map_leaves
 from fastcnn.compilation.lowering import LOWERINGS
 from fastcnn.compilation.spec import name_of
 
@@ -26,6 +26,15 @@ _SYMBOLIC = {operator.mul: "mul", operator.add: "add", operator.sub: "sub", oper
 # Ops whose results depend on strides, which are not the exporter's here; `view` of a channels_last tensor can fail.
 _STRIDE_FREE = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
 _ON_STRIDES = ("aten.as_strided.default", "aten.view.dtype", "aten.stride.int", "aten.sym_stride.int")
+
+# Operators of other namespaces may look at memory, and so do these.
+_STRIDE_FREE_NAMESPACES = ("aten.", "fastcnn.", "operator.")
+_ON_MEMORY = ("aten.view_as_complex.default",)
+
+_WEIGHTS = object()  # what a view may lie in that is not a call's
+
+# Elements by which what an operator makes of weights may outgrow them, to be computed once.
+_MOST_GROWTH = 64 * 1024
 
 # Ops that copy, and the layout that they give where none is named.
 _COPIES = {"aten.clone.default": None, "aten.contiguous.default": torch.contiguous_format}
@@ -130,6 +139,9 @@ def _make_functional(graph: fx.Graph) -> bool:
         functional = _find(f"{packet.removesuffix('_')}.{overload}")
         if functional is None or not isinstance(written, fx.Node) or written not in fresh:
             return False
+        metas = [argument.meta.get("val") for argument in node.all_input_nodes]
+        if len({meta.dtype for meta in metas if isinstance(meta, Tensor)}) > 1:  # what is written keeps its own
+            return False
         # Earlier readers are done with it, unless they handed on a view of it.
         if any(
             position[user] > position[node] or str(user.target) not in _FRESH
@@ -174,7 +186,8 @@ class _Reader:
         self.inputs: list[Value] = []
         self.signature: list[dict[str, Any]] = []
         self.batch: Any = None
-        self.fixed: set[Value] = set()  # what torch's operators make of constants alone, and may be views of them
+        self.roots: dict[Value, set[Any]] = {}  # of views: the values whose memory they may lie in, or _WEIGHTS
+        self.returned: list[tuple[set[Any], set[Any]]] = []  # roots of what is returned, here and in the model
         self.count = 0
 
     def read(self) -> Graph:
@@ -200,6 +213,8 @@ class _Reader:
     def add(self, op: str, inputs: Sequence[Value], output: Value, constants: Any = None, **attributes: Any) -> Value:
         """Appends a step of a plan; lowering.Builder's."""
         self.nodes.append(Node(op, list(inputs), [output], attributes, constants or {}))
+        if op == RESHAPE:
+            self.roots[output] = self._roots(inputs[0])
         return output
 
     def intermediate(self, name: str, shape: tuple[int, ...]) -> Value:
@@ -292,12 +307,19 @@ class _Reader:
                 f"fastcnn.compile: expected a model that leaves its buffers alone, but {name} ({node.name}) updates "
                 "running statistics"
             )
+        constant = _computed(node, self._known, many)
+        if constant is not None:
+            self.known[node] = constant
+            return
         inputs: list[Value] = []
+        reads_memory = not name.startswith(_STRIDE_FREE_NAMESPACES) or name in _ON_MEMORY
 
         def place(leaf: Any) -> Any:
             known = self._known(leaf)
             if not isinstance(known, Value):
                 return known
+            if reads_memory:
+                known = self._as_traced(leaf, known)
             if known not in inputs:
                 inputs.append(known)
             return Input(inputs.index(known))
@@ -310,14 +332,47 @@ class _Reader:
         }
         outputs = [Value(f"{node.name}.{i}" if many else node.name, self._shape(meta)) for i, meta in enumerate(metas)]
         self.nodes.append(Node(ATEN, inputs, outputs, attributes))
-        self.fixed.update(outputs if self.fixed.issuperset(inputs) else ())
+        if isinstance(node.target, torch._ops.OpOverload):
+            self._note_views(node, outputs)
         self.known[node] = outputs if many else outputs[0]
+
+    def _as_traced(self, node: fx.Node, value: Value) -> Value:
+        """A copy laid out as in the trace, where that was contiguous, for an operator that looks at memory."""
+        meta = node.meta.get("val")
+        if not isinstance(meta, Tensor) or not meta.is_contiguous():
+            return value
+        return self._copy(value, f"{node.name}_contiguous", "aten.contiguous.default", {})
+
+    def _copy(self, source: Value | Tensor, name: str, op: str, kwargs: dict[str, Any]) -> Value:
+        inputs = [source] if isinstance(source, Value) else []
+        copy = Value(name, inputs[0].shape if inputs else None)
+        attributes = {"op": op, "args": [Input(0) if inputs else source], "kwargs": kwargs, "many": False}
+        self.nodes.append(Node(ATEN, inputs, [copy], attributes))
+        return copy
+
+    def _note_views(self, node: fx.Node, outputs: Sequence[Value]) -> None:
+        """Notes what the results of an operator may be views of, as its schema says."""
+        assert isinstance(node.target, torch._ops.OpOverload)
+        schema = node.target._schema
+        if not any(result.alias_info is not None for result in schema.returns):
+            return
+        roots: set[Any] = set()
+        for argument, given in zip(schema.arguments, node.args, strict=False):
+            for leaf in leaves(given) if argument.alias_info is not None else ():
+                roots |= self._roots(self._known(leaf))
+        for output in outputs:
+            self.roots[output] = roots
+
+    def _roots(self, known: Any) -> set[Any]:
+        if isinstance(known, Tensor):
+            return {_WEIGHTS}
+        return self.roots.get(known, {known}) if isinstance(known, Value) else set()
 
     def _output(self, item: Any) -> Value | None:
         """A value to return.
 
-        What the caller passed, a weight or a view of one goes back as a copy of it, and so does what the model copied
-        last, which steps of plans leave out.
+        What the caller passed, a weight or a view of one goes back as a copy of it. So does what the model copied, where
+        that was last or the result would share memory that it does not share there, as steps of plans leave copies out.
         """
         if item is None:
             return None
@@ -326,17 +381,54 @@ class _Reader:
             raise NotImplementedError(
                 f"fastcnn.compile: expected a model that returns tensors, but it returns {value!r}"
             )
-        copied = str(item.target) in _COPIES
-        if isinstance(value, Value) and not copied and value not in self.inputs and value not in self.fixed:
+        copied, roots, theirs = str(item.target) in _COPIES, self._roots(value), _roots_in_model(item)
+        passed = {*self.inputs}, {node for node in theirs if node.op == "placeholder"}
+        shares = any(roots & held and not theirs & held_there for held, held_there in [passed, *self.returned])
+        is_kept = value in self.inputs or _WEIGHTS in roots
+        if isinstance(value, Value) and not (copied or is_kept or shares):
+            self.returned.append((roots, theirs))
             return value
-        inputs = [value] if isinstance(value, Value) else []
-        copy = Value(f"{item.name}_copy", inputs[0].shape if inputs else None)
         layout = item.kwargs.get("memory_format", _COPIES.get(str(item.target)))
-        kwargs = {} if layout is None else {"memory_format": layout}
-        args = [Input(0) if inputs else value]
-        attributes = {"op": "aten.clone.default", "args": args, "kwargs": kwargs, "many": False}
-        self.nodes.append(Node(ATEN, inputs, [copy], attributes))
-        return copy
+        return self._copy(
+            value, f"{item.name}_copy", "aten.clone.default", {} if layout is None else {"memory_format": layout}
+        )
+
+
+def _roots_in_model(node: fx.Node) -> set[Any]:
+    """The nodes whose memory a node's result may lie in when the model itself runs."""
+    if node.target is operator.getitem:
+        return _roots_in_model(node.all_input_nodes[0])
+    if not isinstance(node.target, torch._ops.OpOverload) or str(node.target) in _COPIES:
+        return {node}
+    schema, roots = node.target._schema, set()
+    for argument, given in zip(schema.arguments, node.args, strict=False):
+        for leaf in leaves(given) if argument.alias_info is not None else ():
+            roots |= _roots_in_model(leaf) if isinstance(leaf, fx.Node) else set()
+    return roots or {node}
+
+
+def _computed(node: fx.Node, known: Callable[[Any], Any], many: bool) -> Any:
+    """What an operator gives of weights and numbers alone, as a normalised weight is; None where that is no constant.
+
+    What is much larger than what it is made of stays to be computed.
+    """
+    given = [known(leaf) for leaf in leaves([node.args, dict(node.kwargs)])]
+    weights = [value for value in given if isinstance(value, Tensor)]
+    if not weights or any(isinstance(value, Value) for value in given):
+        return None
+    if pure_ops.is_random(str(node.target), node.args, node.kwargs):
+        return None
+    result = node.target(*_with(node.args, known), **_with(node.kwargs, known))  # type: ignore[operator]
+    results = list(result) if many else [result]
+    if not all(isinstance(one, Tensor) for one in results):
+        return None
+    if sum(one.numel() for one in results) > _MOST_GROWTH + sum(weight.numel() for weight in weights):
+        return None
+    return results if many else result
+
+
+def _with(nested: Any, known: Callable[[Any], Any]) -> Any:
+    return fx.node.map_aggregate(nested, known)
 
 
 def _structure(spec: pytree.TreeSpec, numbers: Any, outputs: Sequence[Any]) -> Any:

@@ -100,7 +100,7 @@ def _linear(build: Builder, given: Arguments, output: Value) -> Value | None:
     source, weight, bias = given["input"], given["weight"], given["bias"]
     if not (is_plain(source) and len(source.sizes) == 1 and _is_weight(weight) and is_plain(output)):
         return None
-    if not (bias is None or _is_weight(bias)):
+    if not (bias is None or (_is_weight(bias) and bias.shape == weight.shape[:1])):
         return None
     constants = {"weight": weight} | ({} if bias is None else {"bias": bias})
     return build.add("linear", [source], output, constants, activation="none")

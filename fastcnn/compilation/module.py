@@ -79,7 +79,8 @@ def _check_one_image(model: nn.Module, compiled: CompiledModule, images: Sequenc
             results = pytree.tree_leaves(compiled(*images))
         except Exception as error:
             raise RuntimeError(f"{what}a size changes ({error}); does forward squeeze its batch?") from error
-    is_random = any(op not in pure_ops.PURE_OPS for op in compiled.report().aten)
+    operators = [segment for segment in compiled._executable.program.document["segments"] if "op" in segment]
+    is_random = any(pure_ops.is_random(one["op"], one["args"], one["kwargs"]) for one in operators)
     for want, got in zip(expected, results, strict=True):
         if not isinstance(want, Tensor):  # None, or the batch's size
             continue
@@ -175,7 +176,10 @@ class CompiledModule(nn.Module):
             RuntimeError: the network needs an operator that files may not name.
         """
         for segment in self._executable.program.document["segments"]:
-            if "op" in segment and segment["op"] not in pure_ops.PURE_OPS:
+            if "op" not in segment:
+                continue
+            is_random = pure_ops.is_random(segment["op"], segment["args"], segment["kwargs"])
+            if is_random or segment["op"] not in pure_ops.PURE_OPS:
                 raise RuntimeError(f"fastcnn.compile: files may not name the operator {segment['op']}, which it runs")
         container.write(Path(path), self._executable.program)
 

@@ -262,5 +262,5 @@ def _nest_concats(graph: Graph) -> None:
                 node.inputs = [earlier[parts[:length]], *parts[length:]]
                 break
         earlier[parts] = node.output
-    for node in [n for n in graph.nodes if n.op == "concat" and len(n.inputs) == 1]:
+    for node in [n for n in graph.nodes if n.op == "concat" and len(n.inputs) == 1 and n.output not in graph.outputs]:
         graph.replace(node.output, node.inputs[0])

@@ -44,7 +44,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.compilation.pure_ops import resolve, updates_statistics
+from fastcnn.compilation.pure_ops import is_random, resolve, updates_statistics
 
 ARENA, INPUT, OUTPUT = 0, 1, 2
 ACTIVATIONS = ("none", "relu", "sigmoid", "relu6", "hard_sigmoid", "hard_swish", "silu")
@@ -183,6 +183,7 @@ class _Check:
         resolve(segment["op"])
         _expect(isinstance(segment["args"], list) and isinstance(segment["kwargs"], dict), "an operator's arguments")
         _expect(not updates_statistics(segment["op"], segment["args"]), "an operator that writes")
+        _expect(not is_random(segment["op"], segment["args"], segment["kwargs"]), "an operator that draws numbers")
         self._argument(segment["args"], 0)
         self._argument(list(segment["kwargs"].values()), 0)
         _expect(isinstance(segment["many"], bool), "an operator's results")

@@ -1,5 +1,7 @@
 """What converted modules run: BatchNorm, the residual and ReLU in one op, wherever calling them would do no more.
 
+And views of images, which are channels_last there.
+
 No class here changes what its batch norm or its ReLU is: both remain modules that can be called by themselves, and
 whether one op may stand for them is asked at each call. So a hook, an exchanged layer or a changed attribute needs no
 new conversion: the layers run one by one.
@@ -84,6 +86,17 @@ def _same_kind(input: Tensor, residual: Any) -> bool:
     return residual is None or (
         isinstance(residual, Tensor) and residual.shape == input.shape and residual.dtype == input.dtype
     )
+
+
+def view(input: Tensor, *size: Any) -> Tensor:
+    """Computes input.view(*size), which refuses most views of an image whose channels lie side by side.
+
+    Layers of ours return such images, where those that they stand for return images by channels: then it is a copy.
+    """
+    by_channels = input.dim() == 4 and not input.is_contiguous()
+    if by_channels and input.is_contiguous(memory_format=torch.channels_last) and not isinstance(size[0], torch.dtype):
+        return input.reshape(*size)
+    return input.view(*size)
 
 
 class FusedSequential(nn.Sequential):

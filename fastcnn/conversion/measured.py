@@ -28,7 +28,7 @@ def keep_faster(model: nn.Module, example: Any) -> None:
     for row in measure_layers(model, example, sure_above=SURE):
         if row.measured:
             of_layer[row.name].append(row)
-    modules = dict(model.named_modules())
+    modules = dict(getattr(model, "_orig_mod", model).named_modules())  # as measure_layers names them
     for name, rows in of_layer.items():
         done = layers.conversion(modules[name])
         if done is None or not done.converted:

@@ -14,7 +14,7 @@ from torch.fx.graph_module import _format_import_block
 from torch.package.importer import sys_importer
 
 from fastcnn.conversion.endings import ELSEWHERE, before_identities, of_value
-from fastcnn.conversion.fused import batch_norm_relu
+from fastcnn.conversion.fused import batch_norm_relu, view
 from fastcnn.conversion.layers import is_norm_act, original_class
 
 _RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
@@ -22,6 +22,8 @@ _ADDITIONS = {
     **dict.fromkeys((operator.add, torch.add, "add", "__add__"), "+"),
     **dict.fromkeys((operator.iadd, "add_", "__iadd__"), "+="),
 }
+# Layers whose results are channels_last, once they are ours.
+IMAGES = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 # What gives a new tensor and leaves its arguments as they are.
 _PURE = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear, nn.modules.pooling._MaxPoolNd)
 _PURE_AS_VIEWS = (nn.Identity, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd)
@@ -199,8 +201,44 @@ def _memory(node: fx.Node, module: Module) -> set[fx.Node]:
     return found
 
 
-def rewrite(graph: fx.Graph, patterns: list[Pattern], module: Module) -> str:
-    """Puts one call for each pattern into the graph, and returns the forward as Python text."""
+def views(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
+    """The calls of `view` that may get an image of layers of ours, where nobody would notice a copy.
+
+    That is what a convolution or a pooling gave, or what a module without layers of its own is called with.
+    """
+
+    def of_layer(node: Any) -> bool:
+        if not isinstance(node, fx.Node) or node.op == "get_attr":
+            return False
+        if node.op == "placeholder":
+            return not any(True for _ in root.children())
+        if node.op == "call_module":
+            called = root.get_submodule(str(node.target))
+            if any(isinstance(inner, IMAGES) for inner in called.modules()):
+                return True
+        elif not _is_of_torch(node):
+            return False
+        return bool(node.args) and of_layer(node.args[0])
+
+    def is_read_only(node: fx.Node) -> bool:
+        """Whether but for its sizes nothing else uses what is viewed."""
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        return all(
+            user is node
+            or user.target in ("size", "dim")
+            or (user.target is getattr and user.args[1] in ("shape", "ndim"))
+            for user in source.users
+        )
+
+    calls = [node for node in graph.nodes if node.op == "call_method" and node.target == "view" and not node.kwargs]
+    return [node for node in calls if len(node.args) > 1 and of_layer(node.args[0]) and is_read_only(node)]
+
+
+def rewrite(graph: fx.Graph, patterns: list[Pattern], viewing: list[fx.Node], module: Module) -> str:
+    """Puts one call for each pattern and view into the graph, and returns the forward as Python text."""
+    for call in viewing:
+        call.op, call.target = "call_function", view
     for pattern in patterns:
         with graph.inserting_before(pattern.relu):
             norm = graph.create_node("get_attr", str(pattern.norm.target))

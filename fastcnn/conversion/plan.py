@@ -69,6 +69,7 @@ def plan(model: nn.Module) -> Plan:
     if not isinstance(model, nn.Module):
         raise TypeError(f"fastcnn.convert: expected a torch.nn.Module, but got {type(model).__name__}")
     result = Plan()
+    has_images = any(isinstance(module, patterns.IMAGES) for module in model.modules())
     for name, module in model.named_modules():
         cls = class_for(module)
         if isinstance(cls, str):
@@ -78,7 +79,11 @@ def plan(model: nn.Module) -> Plan:
         final = type(module) if not isinstance(cls, type) else cls
         if issubclass(final, FusedBatchNormAct2d):
             _plan_norm_act(module, name, result)
-        elif next(_norms(module, (*_LISTS, nn.Sequential)), None) is not None or _may_end_others(module):
+        elif (
+            next(_norms(module, (*_LISTS, nn.Sequential)), None) is not None
+            or _may_end_others(module)
+            or (has_images and _may_view(original_class(module)))
+        ):
             _plan_block(module, name, result)
     return result
 
@@ -220,8 +225,9 @@ def _plan_forward(module: nn.Module, kind: type[nn.Module], name: str, result: P
                     fused[full] = Fused(full, pattern.name)
                 else:
                     unfused[full] = Unfused(full, pattern.name, hooked)
-        if found:
-            source = patterns.rewrite(traced.graph, found, called)
+        viewing = patterns.views(traced.graph, module)
+        if found or viewing:
+            source = patterns.rewrite(traced.graph, found, viewing, called)
             rewritten[tuple(arguments.values())] = Variant(source, traced.guards)
     result.fused.extend(fused.values())
     result.unfused.extend(entry for full, entry in unfused.items() if full not in fused)
@@ -233,9 +239,22 @@ def _plan_forward(module: nn.Module, kind: type[nn.Module], name: str, result: P
 
 
 def _mentions_relu(module: nn.Module, kind: type[nn.Module]) -> bool:
-    forward = inspect.unwrap(getattr(kind, "forward", None))  # type: ignore[arg-type]
-    names = getattr(getattr(forward, "__code__", None), "co_names", ())
+    names = _names(inspect.unwrap(getattr(kind, "forward", None)))  # type: ignore[arg-type]
     return any("relu" in name for name in names) or any(type(child) is nn.ReLU for child in module.children())
+
+
+def _may_view(kind: type[nn.Module]) -> bool:
+    """Whether a class's forward, or a method or function that it names, names `view`."""
+    forward = inspect.unwrap(getattr(kind, "forward", None))  # type: ignore[arg-type]
+    space = getattr(forward, "__globals__", {})
+    named = [getattr(kind, name, space.get(name)) for name in _names(forward)]
+    return any("view" in _names(function) for function in (forward, *named))
+
+
+def _names(function: Any) -> tuple[str, ...]:
+    """What the code of a function names; nothing where there is none to see."""
+    names: tuple[str, ...] = getattr(getattr(function, "__code__", None), "co_names", ())
+    return names
 
 
 def _join(name: str, inner: str) -> str:

@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from fastcnn._random import RandomState
-from fastcnn.explanation.layers import is_known, kind_of, own_forward, runs_as_one
+from fastcnn.conversion.fused import view
+from fastcnn.explanation.layers import is_known, is_ours, kind_of, own_forward, runs_as_one
 from fastcnn.nn import DenseBlock
 
 _HOOKS = (
@@ -115,7 +116,7 @@ def capture(model: nn.Module, example: Any, grad: bool) -> list[Call]:
     Convolutions' weights are channels_last in the run, as fastcnn keeps them, so that the strides are those of a
     converted model. With `grad` a graph is built, of which nothing is kept, to see what needs a gradient.
     """
-    record = _Record()
+    record = _Record(is_torchs=not any(is_ours(module) for module in model.modules()))
     watched = list(_watched(model))
     with untouched(model), _without_global_hooks():
         _strip(model)
@@ -135,8 +136,9 @@ class _Record(TorchFunctionMode):
     and every op that stands for it, asks `_check_input_dim` first. What then runs shows whether ReLU is part of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_torchs: bool) -> None:
         super().__init__()
+        self.is_torchs = is_torchs  # then its views expect images NCHW, which channels_last weights do not give
         self.calls: list[Call] = []
         self.normalized: Tensor | None = None
 
@@ -169,6 +171,8 @@ class _Record(TorchFunctionMode):
             kind = "BatchNormReLU2d" if relu else self.calls[-1].kind
             self.calls[-1] = replace(self.calls[-1], kind=kind, inputs=specs, foreign="")  # ours runs, whoever calls it
             self.normalized = None
+        if self.is_torchs and func is Tensor.view:
+            return view(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 

@@ -37,13 +37,16 @@ def cells(explanation: Explanation) -> list[list[str]]:
 
 
 def total(explanation: Explanation) -> list[str]:
-    """The last row: all calls of the measured layers."""
+    """The last row: all calls of the measured layers; ours are torch's where a layer is left torch's."""
     measured = [row for row in explanation.rows if row.measured]
     parts = [("ours_ms", "torch_ms"), ("ours_backward_ms", "torch_backward_ms")][: 1 + explanation.grad]
-    times = [f"{sum(row.calls * getattr(row, name) for row in measured):.2f}" for pair in parts for name in pair]
-    ours, flop = explanation.ours_ms, explanation.flop
-    ratio = f"{explanation.torch_ms / ours:.2f}" if ours else ""
-    rate = f"{flop / ours / 1e6:.0f}" if ours and flop else ""
+    times = []
+    for ours, theirs in parts:
+        runs = (row.calls * getattr(row, theirs if row.name in explanation.kept else ours) for row in measured)
+        times += [f"{sum(runs):.2f}", f"{sum(row.calls * getattr(row, theirs) for row in measured):.2f}"]
+    runs_ms, flop = explanation.ours_ms, explanation.flop
+    ratio = f"{explanation.torch_ms / runs_ms:.2f}" if runs_ms else ""
+    rate = f"{flop / runs_ms / 1e6:.0f}" if runs_ms and flop else ""
     calls = str(sum(row.calls for row in measured))
     return ["total", "", "", calls, *times, ratio, f"{flop / 1e6:,.1f}", rate, "", *([""] * explanation.grad), ""]
 
@@ -61,7 +64,7 @@ def sections(explanation: Explanation) -> list[tuple[str, list[str]]]:
         ("Left torch's layers, and not called", _grouped([i for i in explanation.kept.items() if i[0] not in seen])),
         ("Not fused", _grouped([(name, f"{pattern}: {why}") for name, pattern, why in explanation.unfused])),
         ("Not measured", _grouped(missing)),
-        ("Slower than torch's", _slower(rows)),
+        ("Slower than torch's", _slower([row for row in rows if row.name not in explanation.kept])),
         ("Busy machine", _noisy(rows)),
     ]
     return [(title, lines) for title, lines in parts if lines]

@@ -36,6 +36,26 @@ def test_backend_runs_any_batch(model: nn.Module, mode: type) -> None:
         check_value(output, exact(model, image))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_backend_returns_images_laid_out_as_eager_ones(layout: torch.memory_format) -> None:
+    """What comes after a break in the graph may view them."""
+    torch.manual_seed(0)
+    model = prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())).to(memory_format=layout)
+
+    def called(x: Tensor) -> Tensor:
+        features = model(x)
+        torch._dynamo.graph_break()
+        return features.view(len(x), -1) if layout == torch.contiguous_format else features
+
+    for batch in (2, 5):
+        image = random(batch, 3, 7, 8).to(memory_format=layout)
+        with torch.no_grad():
+            output = torch.compile(called, backend=backend)(image)
+            expected = called(image)
+        assert output.stride() == expected.stride()
+        torch.testing.assert_close(output, expected)
+
+
 def test_backend_freezes_the_weights(model: nn.Module) -> None:
     compiled, image = torch.compile(model, backend=backend), random(3, 3, 7, 8)
     with torch.no_grad():
@@ -63,6 +83,23 @@ def test_backend_takes_exchanged_parameters(model: nn.Module) -> None:
         compiled(image)
         model[0].weight = nn.Parameter(2 * model[0].weight)
         check_value(compiled(image), exact(model, image))
+
+
+def test_backend_sees_writes_to_a_parameter_that_is_an_argument(model: nn.Module) -> None:
+    def called(image: Tensor, prompt: Tensor) -> Tensor:
+        return model(image + prompt)  # type: ignore[no-any-return]
+
+    compiled, image, prompt = (
+        torch.compile(called, backend=backend),
+        random(2, 3, 7, 8),
+        nn.Parameter(random(1, 3, 7, 8)),
+    )
+    with torch.no_grad():
+        for _ in range(3):
+            check_value(compiled(image, prompt), exact(model, image + prompt))
+            prompt.add_(0.5)
+        other = nn.Parameter(random(1, 3, 7, 8, seed=9))
+        check_value(compiled(image, other), exact(model, image + other))
 
 
 def test_backend_refuses_dropout_in_training_mode(model: nn.Module) -> None:

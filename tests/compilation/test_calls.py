@@ -15,6 +15,7 @@ from conditions import LAYOUTS, with_layout
 from threads import run_in_threads
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
 
 import fastcnn
 from fastcnn.compilation import CompiledModule
@@ -208,6 +209,62 @@ def test_compiled_returns_memory_of_its_own() -> None:
     assert all(torch.equal(a, b) for a, b in zip(compiled(image), before, strict=True))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x, y: (x.clone().flatten(1), x.contiguous().permute(0, 2, 3, 1), x.clone().detach()),
+        lambda m, x, y: (y, y.clone().detach(), y.detach().clone()),
+        lambda m, x, y: (y, y.clone().permute(0, 2, 3, 1), y.contiguous().flatten(1).clone()),
+        lambda m, x, y: (y, torch.cat([y], 1)),
+        lambda m, x, y: (torch.cat([y, y + 1], 1), torch.cat([y, y + 1], 1), torch.cat([y, y], 1)),
+        lambda m, x, y: (m.anchors[None].expand(y.shape[0], -1), m.anchors[None].expand(y.shape[0], -1)),
+        lambda m, x, y: y.tanh().chunk(2, 1),
+    ],
+    ids=["of the input", "copies", "views", "concat of one", "equal concats", "of a constant", "parts"],
+)
+def test_compiled_results_share_no_memory(function: Any) -> None:
+    class Model(Returns):
+        def forward(self, x: Tensor) -> Any:
+            return function(self, x, self.conv(x))
+
+    model, image = prepare(Model(None)), random(2, 3, 5, 6)
+    compiled, given = fastcnn.compile(model, random(1, 3, 5, 6)), image.clone()
+    expected = exact(model, image)
+    for index in range(len(expected)):
+        results = compiled(given)
+        results[index].fill_(torch.nan)
+        for place, (got, wanted) in enumerate(zip(results, expected, strict=True)):
+            if place != index:
+                check_value(got, wanted)
+        assert torch.equal(given, image)
+
+
+def test_compiled_writes_in_place_in_the_dtype_that_is_written_to() -> None:
+    class Model(Returns):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            y += self.wide[0] * 1e-300
+            return F.relu(self.conv(F.pad(y, (1, 1, 1, 1))[:, :3]))
+
+    model = prepare(Model(None))
+    compiled = fastcnn.compile(model, random(1, 3, 5, 6))
+    assert compiled(random(2, 3, 5, 6)).dtype == torch.float32
+    check_value(compiled(random(2, 3, 5, 6)), exact(model, random(2, 3, 5, 6)))
+
+
+@pytest.mark.parametrize("sizes", [(), (1,), (1, 2)])
+def test_compiled_linear_layers_may_have_a_bias_for_all(sizes: tuple[int, ...]) -> None:
+    class Model(Returns):
+        def __init__(self) -> None:
+            super().__init__(None)
+            self.bias = nn.Parameter(torch.randn(sizes))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(self.conv(x).mean((2, 3)), self.linear.weight, self.bias)
+
+    compile_and_check(Model(), 3, 5, 6)
+
+
 def test_compiled_returns_ordered_dicts_and_sizes(tmp_path: Path) -> None:
     model = Returns(lambda m, y: OrderedDict(out=y, aux=(y.shape[0], None))).eval()
     compiled = fastcnn.compile(model, random(1, 3, 5, 6))
@@ -238,12 +295,47 @@ def test_compiled_keeps_constants_of_torch_operators_in_float64() -> None:
         (lambda m, y: y.amax((2, 3), keepdim=True).squeeze((0, 2, 3)), r"returns size \[4\], and compiled \[1, 4\]"),
         (lambda m, y: m.linear(y.amax((2, 3), keepdim=True).squeeze()), r"for one .*squeeze"),
         (lambda m, y: y if y.shape[0] > 1 else y * 0, r"returns other values"),
+        (lambda m, y: (y if y.shape[0] > 1 else y * 0, y.argmax(1), y.median()), r"returns other values"),
     ],
-    ids=["squeezed", "squeezed before a layer", "branch"],
+    ids=["squeezed", "squeezed before a layer", "branch", "branch beside operators that files may not name"],
 )
 def test_compile_refuses_models_that_treat_one_image_apart(function: Any, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         fastcnn.compile(Returns(function).eval(), random(1, 3, 5, 6))
+
+
+class Centered(nn.Module):
+    """Weights of mean 0 and variance 1 for each output, as batch norm computes them."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        flat = weight.reshape(1, len(weight), -1)
+        return F.batch_norm(flat, None, None, training=True).reshape_as(weight)
+
+
+def standardized(layer: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(layer, "weight", Centered())
+    return layer
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.orthogonal, standardized])
+def test_compile_computes_what_weights_are_made_of_once(wrap: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(wrap(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten(), wrap(nn.Linear(48, 5)))
+    report = compile_and_check(model, 3, 5, 6).report()
+    assert not report.aten and len(report.steps) == 2
+
+
+def test_compile_leaves_large_constants_to_be_computed() -> None:
+    class Grid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.line.expand(1, 2**20).reshape(1, 1, 1024, 1024)[..., :5, :6]
+
+    compiled = compile_and_check(Grid(), 3, 5, 6)
+    assert compiled.report().constant_bytes < 2**20
 
 
 def test_compile_refuses_statistics_that_a_call_updates() -> None:

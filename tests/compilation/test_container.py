@@ -16,9 +16,11 @@ import pytest
 import torch
 from compiling import prepare, random
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fastcnn
-from fastcnn.compilation import CompiledModule
+from fastcnn.compilation import CompiledModule, pure_ops
+from fastcnn.compilation.spec import Program, validate
 
 HEAD = 48  # bytes before the JSON
 
@@ -228,6 +230,53 @@ def test_save_keeps_the_old_file_where_writing_fails(
     with pytest.raises(OSError, match=r"no space"):
         compiled.save(path)
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+
+
+def test_every_operator_that_files_may_name_exists_and_is_pure() -> None:
+    for name in pure_ops.PURE_OPS:
+        op: Any = pure_ops.find(name)
+        assert name.startswith("operator.") or not op._schema.is_mutable, name
+    random_unless = {name for name in pure_ops.PURE_OPS if pure_ops.is_random(name, [{"slot": 0}] * 4 + [0.5], {})}
+    assert random_unless == {"aten.scaled_dot_product_attention.default"}
+
+
+def test_file_keeps_what_picks_and_masks(tmp_path: Path) -> None:
+    class Mask(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            values, places = x.flatten(1).topk(3)
+            masked = x.masked_fill(x.isnan() | (x > 1), 0.0)
+            return (
+                values,
+                places,
+                masked,
+                x.argmax(1),
+                torch.einsum("nchw,nkhw->nck", x, x),
+                x.cumsum(2),
+                x.logsumexp(1),
+            )
+
+    compiled, images = fastcnn.compile(Mask().eval(), random(1, 2, 3, 3)), random(3, 2, 3, 3)
+    compiled.save(tmp_path / "file")
+    for got, wanted in zip(fastcnn.load(tmp_path / "file")(images), Mask()(images), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_file_names_attention_only_without_dropout(p: float, tmp_path: Path) -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, x, x, dropout_p=p)
+
+    compiled, path = fastcnn.compile(Attention().eval(), random(1, 2, 3, 4)), tmp_path / "file"
+    if p == 0:
+        compiled.save(path)
+        torch.testing.assert_close(fastcnn.load(path)(random(2, 2, 3, 4)), Attention()(random(2, 2, 3, 4)))
+        return
+    with pytest.raises(RuntimeError, match=r"may not name the operator aten.scaled_dot_product_attention.default"):
+        compiled.save(path)
+    document = compiled._executable.program.document
+    with pytest.raises(ValueError, match=r"an operator that draws numbers"):
+        validate(Program(document, compiled._executable.program.constants))
 
 
 def test_save_refuses_operators_that_files_may_not_name(tmp_path: Path) -> None:

@@ -102,3 +102,11 @@ def test_convert_with_a_failing_example_leaves_what_was_measured_before(measured
         fastcnn.convert(model, torch.randn(2, 3, 8, 8))
     assert ([type(layer) for layer in model.modules()], plan(model).kept) == before
     assert before[1] == {"0": "torch is faster: 0.41 ms against 0.52 ms"}
+
+
+def test_convert_with_example_measures_what_torch_compile_wraps() -> None:
+    model = network().eval()
+    wrapped = torch.compile(model, backend="eager")
+    assert fastcnn.convert(wrapped, torch.randn(2, 3, 8, 8)) is wrapped
+    assert any(isinstance(layer, (fastcnn.Conv2d, fastcnn.BatchNorm2d)) or name in plan(model).kept
+               for name, layer in model.named_children())  # fmt: skip

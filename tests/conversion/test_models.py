@@ -8,6 +8,7 @@ import architectures
 import pytest
 import torch
 import torch.nn.functional as F
+from conversions import trace_of
 from torch import Tensor, nn
 
 import fastcnn
@@ -53,10 +54,13 @@ def check_values(library: str, name: str, size: int) -> None:
     in_double = relative_errors(run(fastcnn.convert(copy.deepcopy(model).double()), images.double()), truth)
     assert max(in_double.values()) <= FLOAT64, in_double
     of_torch = relative_errors(run(copy.deepcopy(model), images), truth)
+    before = trace_of(model)
     of_ours = relative_errors(run(fastcnn.convert(model), images), truth)
+    assert trace_of(model) != before, "nothing was converted"
     for key, error in of_ours.items():
         floor = GRADIENT_FLOOR if "gradient" in key else FLOOR
         assert error <= max(TIMES_TORCHS_ERROR * of_torch[key], floor), f"{key}: {error}, torch's: {of_torch[key]}"
+    assert trace_of(fastcnn.revert(model)) == before
 
 
 @pytest.mark.parametrize("name", architectures.QUICK)

@@ -34,6 +34,15 @@ def test_convert_torchvision_and_back(name: str) -> None:
     check(name)
 
 
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [("torchvision", "resnet18"), ("torchvision", "mobilenet_v2"), ("torchvision", "shufflenet_v2_x0_5"),
+     ("timm", "ghostnet_050"), ("timm", "resnet10t")],
+)  # fmt: skip
+def test_convert_and_back_leaves_the_values(library: str, name: str) -> None:
+    assert check_structure(architectures.build(library, name)) > 0
+
+
 @pytest.mark.models
 @pytest.mark.parametrize("name", [name for name in ALL if name not in QUICK])
 def test_convert_all_torchvision_and_back(name: str) -> None:

@@ -113,20 +113,22 @@ def test_notes_group_reasons_and_name_what_costs_most():
             row("c", kernel="aten", why="torch's own is faster by the rule", mismatch="output differs by 1e+00"),
             LayerTime("d", "BatchNorm2d", (1, 3), torch.float32, "contiguous", 1, why="left torch's: X"),
             row("e", theirs=3.0),
+            row("f", ours=5.0, spread=2.0),
         ],
         unfused=[("n1", "BatchNorm2d + ReLU", "called twice"), ("n2", "BatchNorm2d + ReLU", "called twice")],
-        kept={"e": "torch is faster", "z": "float8"},
+        kept={"e": "torch is faster", "f": "torch is faster", "z": "float8"},
     )
     text = " ".join(str(found).split())
     assert "Results that differ: c: output differs by 1e+00" in text and "1.00!" in text
     assert "Fallbacks to torch's kernels: torch's own is faster by the rule: c" in text
-    assert "Left torch's layers: torch is faster: e" in text
+    assert "Left torch's layers: torch is faster: e, f" in text
     assert "Left torch's layers, and not called: float8: z" in text
     assert "Not fused: BatchNorm2d + ReLU: called twice: n1, n2" in text
     assert "Not measured: left torch's: X: d" in text
     assert "2 layers have a ratio below 0.95, and lose 9.00 ms together: b 0.11, a 0.50" in text
-    assert "the times of 1 of 4 layers varied by more than 30 %" in text
-    assert "4 13.00 6.00 0.46" in text  # the total leaves out what was not measured
+    assert "the times of 2 of 5 layers varied by more than 30 %" in text
+    assert "5 16.00 7.00 0.44" in text  # the total is of what runs, and leaves out what was not measured
+    assert (found.ours_ms, found.torch_ms) == (16.0, 7.0)
 
 
 def test_explaining_leaves_a_model_as_it_was_and_does_not_call_its_hooks():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import fastcnn
 from fastcnn import backends, models
 from fastcnn._torchvision import import_torchvision
+from fastcnn.compilation.backend import fastcnn as backend
 
 torchvision = import_torchvision()
 
@@ -102,3 +103,19 @@ def test_plan_of_a_network_is_kept_in_a_file(tmp_path: Any) -> None:
     compiled.save(tmp_path / "resnet18.fastcnn")
     images = random(3, *sizes)
     assert torch.equal(fastcnn.load(tmp_path / "resnet18.fastcnn")(images), compiled(images))
+
+
+def test_backend_of_torch_compile_runs_the_plan() -> None:
+    """At its first call for one batch size, later for any; each module with its own weights."""
+    torch._dynamo.reset()
+    try:
+        for name in ("torchvision:resnet18", "densenet"):
+            model, sizes = build(name)
+            compiled = torch.compile(model, backend=backend)
+            for batch in (2, 3, 1):
+                images = random(batch, *sizes, seed=batch)
+                with torch.inference_mode():
+                    rms, largest = errors(compiled(images), copy.deepcopy(model).double()(images.double()))
+                assert rms <= WINOGRAD[0] and largest <= WINOGRAD[1]
+    finally:
+        torch._dynamo.reset()

@@ -124,6 +124,33 @@ def test_operators_of_python_run_in_a_program() -> None:
     assert torch.equal(fastcnn.compile(model, x)(x), model(x))
 
 
+def test_operators_of_python_find_memory_as_they_would_in_the_model() -> None:
+    """They may read it as it lies, which is by channels in a plan."""
+
+    @torch.library.custom_op("fastcnn_test::first_of_memory", mutates_args=())
+    def first_of_memory(x: Tensor) -> Tensor:
+        return x.as_strided((len(x), 5), (x[0].numel(), 1)).clone()
+
+    first_of_memory.register_fake(lambda x: x.new_empty(x.shape[0], 5))
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            y = self.conv(x)
+            first = torch.ops.fastcnn_test.first_of_memory
+            pairs = y.reshape(-1, 2, 2, 4, 4).permute(0, 2, 3, 4, 1).contiguous()
+            return first(y), first(y.contiguous()), torch.view_as_complex(pairs).abs()
+
+    x = random(3, 3, 6, 6)
+    for got, wanted in zip(fastcnn.compile(Model().eval(), x)(x), Model()(x), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
 @pytest.mark.parametrize(
     ("argument", "error", "message"),
     [
