@@ -212,7 +212,7 @@ def test_compiled_returns_memory_of_its_own() -> None:
 @pytest.mark.parametrize(
     "function",
     [
-        lambda m, x, y: (x.clone().flatten(1), x.contiguous().permute(0, 2, 3, 1), x.clone().detach()),
+        lambda m, x, y: (x.clone().flatten(1), x.clone().permute(0, 2, 3, 1), x.clone().detach()),
         lambda m, x, y: (y, y.clone().detach(), y.detach().clone()),
         lambda m, x, y: (y, y.clone().permute(0, 2, 3, 1), y.contiguous().flatten(1).clone()),
         lambda m, x, y: (y, torch.cat([y], 1)),
