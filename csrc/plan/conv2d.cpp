@@ -17,25 +17,12 @@ using cpu::GatherConv;
 // Multiplications, by registers of 16 lanes, below which a second thread costs more than it gives: some 20 us.
 constexpr double kSerialProducts = 1e6;
 
-// A layer's convolutions made ready for calls of one kind, and what kind: the rest is up to the layer.
+// A layer's convolutions, made ready for calls of one kind.
 struct Ready {
-  // 1. The kind of call.
-  backends::Switches switches;
-  int64_t threads;
-  cpu::ImageView<float> image;  // where it lies is not looked at
-  int64_t residual_pitch;
-
-  // 2. What runs.
   const char* kernel;
   bool needs_nhwc, serial, max_pools;
   std::shared_ptr<const Prepared::Operands> packed;
   std::vector<std::unique_ptr<const cpu::PreparedConv<float>>> groups;
-
-  bool serves(const cpu::ImageView<float>& i, int64_t pitch) const {
-    return residual_pitch == pitch && image.batch == i.batch && image.stride_n == i.stride_n &&
-           image.stride_h == i.stride_h && image.stride_w == i.stride_w && image.stride_c == i.stride_c &&
-           threads == cpu::num_threads() && switches == backends::current();
-  }
 };
 
 class Conv2dStep final : public Step {
@@ -56,8 +43,6 @@ class Conv2dStep final : public Step {
   const char* kernel(Conv2dAlgorithm algorithm, const GatherConv<float>& problem) const;
   // Whether a kernel leaves the residual, and the activation after it, to a pass of their own.
   bool adds_after(const char* kernel) const { return residual_ >= 0 && (kernel == kDepthwise || kernel == kPlanar); }
-  // As it was made for the call before, where that was of the same kind.
-  std::shared_ptr<const Ready> ready(Call& call, const Rows& residual) const;
   std::shared_ptr<const Ready> make_ready(Call& call, const cpu::ImageView<float>& image, const Rows& residual) const;
   std::unique_ptr<const cpu::PreparedConv<float>> prepare(const char* kernel, Conv2dAlgorithm algorithm,
                                                           const GatherConv<float>& problem) const;
@@ -72,8 +57,7 @@ class Conv2dStep final : public Step {
   std::optional<MaxPool2d> pool_;  // of out_ to pooled_, where that is the step's result
   std::string text_;
   Prepared packed_;
-  mutable std::mutex mutex_;
-  mutable std::shared_ptr<const Ready> ready_;  // for the call before
+  LastReady<Ready> ready_;
 };
 
 Conv2dStep::Conv2dStep(StepReader& r) {
@@ -100,13 +84,8 @@ Conv2dStep::Conv2dStep(StepReader& r) {
   g.kernel_h = weight_.size(2), g.kernel_w = weight_.size(3);
   r.check_sizes("weight", weight_, {g.out_channels, g.group_in(), g.kernel_h, g.kernel_w});
   r.check_sizes("bias", bias_, {g.out_channels});
-  const auto out_size = [&](int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
-    r.check(kernel - 1 <= kMostPadding / dilation, "expected a kernel's extent of at most ", kMostPadding,
-            ", but got kernel ", kernel, " with dilation ", dilation);
-    return conv_out_size(in, kernel, stride, pad, dilation);
-  };
-  const int64_t out_h = out_size(g.in_h, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h),
-                out_w = out_size(g.in_w, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w);
+  const int64_t out_h = conv2d_out_size(r, g.in_h, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h),
+                out_w = conv2d_out_size(r, g.in_w, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w);
   r.check(out.height == out_h && out.width == out_w, "expected an output of ", out_h, " x ", out_w, ", but got value ",
           out_, " of ", out.height, " x ", out.width);
   r.check_overlap(in_, out_, false);
@@ -149,25 +128,12 @@ const char* Conv2dStep::kernel(Conv2dAlgorithm algorithm, const GatherConv<float
   return cpu::conv2d_planar_applies(problem) ? kPlanar : kDirect;
 }
 
-std::shared_ptr<const Ready> Conv2dStep::ready(Call& call, const Rows& residual) const {
-  const cpu::ImageView<float> image = call.image(in_);
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (ready_ != nullptr && ready_->serves(image, residual.pitch)) return ready_;
-  }
-  std::shared_ptr<const Ready> made = make_ready(call, image, residual);
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return ready_ = std::move(made);
-}
-
 std::shared_ptr<const Ready> Conv2dStep::make_ready(Call& call, const cpu::ImageView<float>& image,
                                                     const Rows& residual) const {
   const Conv2dGeometry g = of_batch(call.batch());
   const Conv2dAlgorithm chosen = algorithm(g);
   const auto size = cpu::winograd_size(chosen);
   const auto made = std::make_shared<Ready>();
-  made->switches = backends::current(), made->threads = cpu::num_threads(), made->image = image;
-  made->residual_pitch = residual.pitch;
   made->needs_nhwc = g.depthwise() || size.has_value();
   const Rows out = call.rows(out_);
   std::vector<GatherConv<float>> problems = cpu::forward_problems<float>(
@@ -202,7 +168,7 @@ std::shared_ptr<const Ready> Conv2dStep::make_ready(Call& call, const cpu::Image
   }
   const double products = static_cast<double>(g.batch * g.out_h * g.out_w * g.out_channels) *
                           static_cast<double>(g.group_in() * g.kernel_h * g.kernel_w);
-  made->serial = products * 16 < kSerialProducts * cpu::kernels().f32.width;
+  made->serial = is_serial(products);
   const cpu::SerialScope scope(made->serial);
   for (const GatherConv<float>& p : problems) made->groups.push_back(prepare(made->kernel, chosen, p));
   return made;
@@ -217,8 +183,10 @@ std::unique_ptr<const cpu::PreparedConv<float>> Conv2dStep::prepare(const char* 
 
 void Conv2dStep::run(Call& call) const {
   const Rows out = call.rows(out_), residual = residual_ >= 0 ? call.rows(residual_) : Rows{nullptr, 0};
-  const std::shared_ptr<const Ready> r = ready(call, residual);
-  const cpu::ImageView<float> image = r->needs_nhwc ? call.nhwc(in_) : call.image(in_);
+  const cpu::ImageView<float> given = call.image(in_);
+  const std::shared_ptr<const Ready> r =
+      ready_.get(CallKind::now(given, residual.pitch), [&] { return make_ready(call, given, residual); });
+  const cpu::ImageView<float> image = r->needs_nhwc ? call.nhwc(in_) : given;
   const int64_t pixels = call.pixels(out_), groups = static_cast<int64_t>(r->groups.size());
   const bool adds = adds_after(r->kernel);
 
@@ -257,6 +225,14 @@ std::string Conv2dStep::describe() const {
 }
 
 }  // namespace
+
+int64_t conv2d_out_size(StepReader& r, int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+  r.check(kernel - 1 <= kMostPadding / dilation, "expected a kernel's extent of at most ", kMostPadding,
+          ", but got kernel ", kernel, " with dilation ", dilation);
+  return conv_out_size(in, kernel, stride, pad, dilation);
+}
+
+bool is_serial(double products) { return products * 16 < kSerialProducts * cpu::kernels().f32.width; }
 
 std::unique_ptr<Step> make_conv2d(StepReader& reader) { return std::make_unique<Conv2dStep>(reader); }
 

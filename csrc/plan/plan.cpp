@@ -24,7 +24,8 @@ constexpr Operation kOperations[] = {{"conv2d", make_conv2d},
                                      {"add", make_add},
                                      {"activation", make_activation},
                                      {"copy", make_copy},
-                                     {"scale_images", make_scale_images}};
+                                     {"scale_images", make_scale_images},
+                                     {"inverted_residual", make_inverted_residual}};
 constexpr int64_t kOpcodes = static_cast<int64_t>(std::size(kOperations));
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../cpu/conv2d.h"
+#include "../cpu/parallel.h"
 #include "../cpu/pool2d.h"
 #include "spec.h"
 
@@ -61,6 +62,7 @@ std::unique_ptr<Step> make_add(StepReader& reader);
 std::unique_ptr<Step> make_activation(StepReader& reader);
 std::unique_ptr<Step> make_copy(StepReader& reader);
 std::unique_ptr<Step> make_scale_images(StepReader& reader);
+std::unique_ptr<Step> make_inverted_residual(StepReader& reader);
 
 // output = activation(input * scale + shift + residual) over rows of channels. There need be no scale and shift, and no
 // residual (null data); input and residual may be the output.
@@ -79,8 +81,52 @@ class MaxPool2d {
   std::vector<cpu::PoolWindow> rows_, cols_;
 };
 
+// The size of a convolution's output, of an extent that was checked.
+int64_t conv2d_out_size(StepReader& r, int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation);
+// Whether a second thread would cost more than it gives for so many multiplications.
+bool is_serial(double products);
+
 std::string activation_text(Activation activation);  // ", relu", or nothing
 std::string shape_text(const Value& value);          // 64 @ 56x56
+
+// What kernels are made ready for, but for the layer itself: another call of the kind runs what was made for this one.
+struct CallKind {
+  backends::Switches switches;
+  int64_t threads;
+  cpu::ImageView<float> image;  // where it lies is not looked at
+  int64_t residual_pitch;
+
+  static CallKind now(const cpu::ImageView<float>& image, int64_t residual_pitch) {
+    return {backends::current(), cpu::num_threads(), image, residual_pitch};
+  }
+  bool operator==(const CallKind& o) const {
+    return residual_pitch == o.residual_pitch && image.batch == o.image.batch && image.stride_n == o.image.stride_n &&
+           image.stride_h == o.image.stride_h && image.stride_w == o.image.stride_w &&
+           image.stride_c == o.image.stride_c && threads == o.threads && switches == o.switches;
+  }
+};
+
+// What was made ready for the call before, as calls of one kind follow one another.
+template <typename T>
+class LastReady {
+ public:
+  template <typename Make>
+  std::shared_ptr<const T> get(const CallKind& kind, const Make& make) const {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (ready_ != nullptr && kind_ == kind) return ready_;
+    }
+    std::shared_ptr<const T> made = make();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    kind_ = kind;
+    return ready_ = std::move(made);
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  mutable CallKind kind_{};
+  mutable std::shared_ptr<const T> ready_;
+};
 
 // Operands that are made when kernels first ask for them: once an algorithm and an instruction set.
 class Prepared {

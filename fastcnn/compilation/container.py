@@ -21,7 +21,8 @@ from fastcnn.compilation.spec import Program, dtype_of, is_known, name_of, valid
 from fastcnn.train.files import write_atomically
 
 _MAGIC = b"fastcnn\n"
-_VERSION = 2
+_VERSION = 3
+_READABLE = (2, 3)  # programs of version 2 have no inverted residuals
 _HEAD = len(_MAGIC) + 8 + 32
 _ALIGNMENT = 64  # bytes: a cache line
 
@@ -71,7 +72,8 @@ def read(path: Path) -> Program:
     _expect(hashlib.sha256(text).digest() == data[len(_MAGIC) + 8 : _HEAD], "its JSON does not fit its checksum")
     try:
         document = json.loads(text)
-        _expect(document["version"] == _VERSION, f"it is of version {document['version']}, and this is {_VERSION}")
+        version = document["version"]
+        _expect(version in _READABLE, f"it is of version {version}, and this reads {' and '.join(map(str, _READABLE))}")
         program = Program(document["program"], _tensors(data, _HEAD + length, document["tensors"]))
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"its JSON is not formed as it should be: {type(error).__name__}: {error}") from error

@@ -371,7 +371,7 @@ class _Reader:
     def _output(self, item: Any) -> Value | None:
         """A value to return.
 
-        What the caller passed, a weight or a view of one goes back as a copy of it. So does what the model copied, where
+        What the caller passed, a weight or a view of one goes back as a copy of it. So does what the model copied where
         that was last or the result would share memory that it does not share there: steps of plans leave copies out.
         """
         if item is None:

@@ -22,6 +22,7 @@ PLAN_OPS = (
     "add",
     "activation",
     "scale_images",
+    "inverted_residual",
     "concat",
     "split",
 )
@@ -78,7 +79,7 @@ class Node:
 
     Attributes:
         op: one of PLAN_OPS, ATEN or RESHAPE.
-        inputs: the values it reads; of a convolution, the residual comes second.
+        inputs: the values it reads; of a convolution and an inverted residual, what they add comes second.
         outputs: one value, or what an op of torch's returns, or the runs of channels that a value is split into. A
             convolution that pools gives the maxima, and second what it has room for, which nothing reads.
         attributes: numbers of a plan's step; `op`, `args` and `kwargs` of one of torch's (Input and Tensor inside).

@@ -15,6 +15,9 @@ from fastcnn.compilation.graph import ATEN, RESHAPE, Graph, Input, Node, Value
 _PER_CHANNEL = ("conv2d", "linear")  # a scale and shift of the output's channels is one of the weights
 _WITH_ACTIVATION = ("conv2d", "linear", "scale_shift", "add")
 
+# Floats that the 1x1 layers around a depthwise one may have: bands of rows read all of them again, from cache.
+_MOST_WEIGHTS = 128 * 1024
+
 
 def optimize(graph: Graph) -> None:
     """Runs all passes."""
@@ -31,6 +34,7 @@ def optimize(graph: Graph) -> None:
     _nest_concats(graph)
     graph.remove_unused()
     _join_siblings(graph)
+    _fuse_inverted_residuals(graph)  # last: other passes know nothing of what this makes
 
 
 def _move_reshapes_back(graph: Graph) -> None:
@@ -248,6 +252,49 @@ def _join(graph: Graph, convs: list[Node]) -> None:
         Node("split", [joined], [conv.output for conv in convs]),
     ]
     graph.nodes = [new for old in graph.nodes for new in (nodes if old is first else [] if old in convs else [old])]
+
+
+def _fuse_inverted_residuals(graph: Graph) -> None:
+    """Makes a depthwise layer and the 1x1 layers around it one step, where nothing else reads what is between them."""
+    for middle in [node for node in graph.nodes if _is_depthwise(node)]:
+        users, producer = graph.users(), graph.producers().get(middle.inputs[0])
+        before = producer if producer is not None and _is_1x1(producer) and len(producer.inputs) == 1 else None
+        if before is not None and not _only_user(graph, users, before.output, middle):
+            before = None
+        reader = next(iter(users.get(middle.output, [])), None)
+        after = reader if reader is not None and _is_1x1(reader) else None
+        if after is not None and not _only_user(graph, users, middle.output, after):
+            after = None
+        layers = {"expand_": before, "": middle, "project_": after}
+        weights = sum(node.constants["weight"].numel() for node in (before, after) if node is not None)
+        if (before or after) is None or weights > _MOST_WEIGHTS:
+            continue
+        fused = Node("inverted_residual", [(before or middle).inputs[0]], (after or middle).outputs)
+        fused.inputs += after.inputs[1:] if after is not None else []
+        fused.attributes = {key: middle.attributes[key] for key in ("stride", "padding", "dilation")}
+        for prefix, node in layers.items():
+            fused.attributes[f"{prefix}activation"] = "none" if node is None else node.attributes["activation"]
+            if node is not None:
+                fused.constants |= {f"{prefix}{name}": tensor for name, tensor in node.constants.items()}
+        gone = [before, middle] if after is not None else [before]
+        graph.nodes = [fused if node is (after or middle) else node for node in graph.nodes if node not in gone]
+
+
+def _is_1x1(node: Node) -> bool:
+    if node.op != "conv2d" or len(node.outputs) > 1 or node.constants["weight"].shape[2:] != (1, 1):
+        return False
+    return _has(node, stride=[1, 1], padding=[0, 0], groups=1)
+
+
+def _is_depthwise(node: Node) -> bool:
+    """A layer of one input channel for each output, whose windows reach into the image."""
+    if node.op != "conv2d" or len(node.inputs) > 1 or len(node.outputs) > 1:
+        return False
+    weight = node.constants["weight"]
+    if not node.attributes["groups"] == weight.shape[0] == node.inputs[0].channels > 1:
+        return False
+    extents = [d * (k - 1) + 1 for d, k in zip(node.attributes["dilation"], weight.shape[2:], strict=True)]
+    return all(p < extent for p, extent in zip(node.attributes["padding"], extents, strict=True))
 
 
 def _nest_concats(graph: Graph) -> None:

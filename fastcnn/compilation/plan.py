@@ -39,7 +39,7 @@ class PlanBuilder:
         self.parents = _slices(nodes)
         self.returned = {v for v in self.outputs if v not in self.parents}  # written where they are returned
         self.constants: list[int] = []
-        # Op, values with the written one last (of a convolution see _step), numbers.
+        # Op, values with the written one last (of a convolution see _with_residual), numbers.
         self.steps: list[tuple[str, list[_Part | None], list[int]]] = []
 
     def build(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class PlanBuilder:
                 if self.parents.get(value) != (node.output, first):
                     self.steps.append(("copy", [_whole(value), _Part(node.output, first, value.channels)], []))
         else:
-            values = _conv2d_values(node) if node.op == "conv2d" else [*node.inputs, node.output]
+            values = _with_residual(node) if node.op in _STEPS_THAT_ADD else [*node.inputs, node.output]
             parts = [None if value is None else _whole(value) for value in values]
             self.steps.append((node.op, parts, self._numbers(node)))
         if node.output in self.outputs and node.output not in self.returned:
@@ -82,12 +82,20 @@ class PlanBuilder:
     def _numbers(self, node: Node) -> list[int]:
         """What follows a step's values; its constants' and activation's numbers come first."""
         given = node.attributes
+        if node.op == "inverted_residual":
+            layers = [self._layer(node, name) for name in ("expand_", "", "project_")]
+            return [*layers[0], *layers[1], *given["stride"], *given["padding"], *given["dilation"], *layers[2]]
         numbers = [self._constant(node, name) for name in _CONSTANTS.get(node.op, ())]
         if "activation" in given:
             numbers.append(ACTIVATIONS.index(given["activation"]))
         for name in _ATTRIBUTES.get(node.op, ()):
             numbers += given[name] if isinstance(given[name], list) else [given[name]]
         return numbers
+
+    def _layer(self, node: Node, prefix: str) -> list[int]:
+        """Weight, bias and activation of one layer of several."""
+        activation = ACTIVATIONS.index(node.attributes[f"{prefix}activation"])
+        return [self._constant(node, f"{prefix}weight"), self._constant(node, f"{prefix}bias"), activation]
 
     def _constant(self, node: Node, name: str) -> int:
         if name not in node.constants:
@@ -131,6 +139,7 @@ class PlanBuilder:
         return [OUTPUT, self.outputs.index(root), *image, part.channels, root.channels, first + part.first]
 
 
+_STEPS_THAT_ADD = ("conv2d", "inverted_residual")
 _CONSTANTS = {"conv2d": ("weight", "bias"), "linear": ("weight", "bias"), "scale_shift": ("scale", "shift")}
 _ATTRIBUTES = {
     "conv2d": ("stride", "padding", "dilation", "groups"),
@@ -170,9 +179,11 @@ def _slices(nodes: Sequence[Node]) -> dict[Value, tuple[Value, int]]:
     return parents
 
 
-def _conv2d_values(node: Node) -> list[Value | None]:
-    """Input, residual, output and maxima of the output, of which there need be no residual and no maxima."""
+def _with_residual(node: Node) -> list[Value | None]:
+    """Input, residual, output and, of a convolution, maxima of the output: none where there are none."""
     source, residual = [*node.inputs, None][:2]
+    if node.op == "inverted_residual":
+        return [source, residual, node.output]
     output, pooled = [*reversed(node.outputs), None][:2]
     return [source, residual, output, pooled]
 
@@ -182,4 +193,7 @@ def _step(op: str, values: list[int], numbers: list[int]) -> list[int]:
     if op == "conv2d":
         source, residual, output, pooled = values
         return [OPCODES[op], source, output, *numbers[:2], residual, *numbers[2:], pooled]
+    if op == "inverted_residual":
+        source, residual, output = values
+        return [OPCODES[op], source, output, residual, *numbers]
     return [OPCODES[op], *values, *numbers]

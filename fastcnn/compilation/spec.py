@@ -29,6 +29,9 @@ A plan is {"plan": {"values", "steps", "constants", "arena"}, "inputs": slots, "
     7 activation: in, out, activation
     8 copy: in, out
     9 scale_images: in, factors (one pixel), out
+    10 inverted_residual: in, out, residual; weight, bias, activation of a 1x1 convolution; those of a depthwise one,
+      its stride (2), padding (2) and dilation (2); those of another 1x1 one, to whose result the residual is added. Of
+      the 1x1 ones one may be missing: -1, -1 and no activation
   An activation is a place in ACTIVATIONS; it comes after bias and residual.
 
 An op of torch's is {"op": name, "args", "kwargs", "many": whether it returns a list, "outputs": slots}; in its
@@ -59,6 +62,7 @@ _STEPS = (  # name, length of the record
     ("activation", 4),
     ("copy", 3),
     ("scale_images", 4),
+    ("inverted_residual", 19),
 )
 OPCODES = {name: code for code, (name, _) in enumerate(_STEPS)}
 

@@ -18,6 +18,10 @@ def conv(channels: int = 4, kernel: int = 3) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
 
 
+def depthwise(channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+
 class Lambda(nn.Module):
     """Layers and what to do with them and the input."""
 
@@ -158,6 +162,50 @@ def cases() -> dict[str, tuple[Any, list[nn.Module], list[str]]]:
             ),
             [conv(), nn.Conv2d(4, 4, 1, 2), nn.Conv2d(4, 4, 1, padding=1), conv(4, 1)],
             ["conv2d", "avg_pool2d"] * 5,
+        ),
+        "inverted residual": (
+            lambda x, c, n, d, m, e: x + e(F.relu6(m(d(F.relu6(n(c(x))))))),
+            [nn.Conv2d(4, 12, 1, bias=False), norm(12), depthwise(12), norm(12), nn.Conv2d(12, 4, 1)],
+            ["inverted_residual"],
+        ),
+        "inverted residual without expansion": (
+            lambda x, d, e: F.relu(e(F.silu(d(x)))),
+            [nn.Conv2d(4, 4, 3, 2, 1, groups=4), nn.Conv2d(4, 7, 1)],
+            ["inverted_residual"],
+        ),
+        "inverted residual without projection": (
+            lambda x, d, e: F.silu(d(F.relu(e(x)))),
+            [depthwise(12), nn.Conv2d(4, 12, 1)],
+            ["inverted_residual"],
+        ),
+        "inverted residual without projection, with a residual": (  # which a depthwise layer adds in a pass of its own
+            lambda x, c, d, e: F.relu(c(x)) + d(F.relu(e(x))),
+            [nn.Conv2d(4, 12, 1), depthwise(12), nn.Conv2d(4, 12, 1)],
+            ["conv2d"] * 3,
+        ),
+        "inverted residual in a concat": (
+            lambda x, c, d, e: torch.cat([x, e(d(c(x)))], 1),
+            [nn.Conv2d(4, 12, 1), depthwise(12), nn.Conv2d(12, 3, 1)],
+            ["copy", "inverted_residual"],
+        ),
+        "inverted residual read inside": (
+            lambda x, c, d, e: ((lambda y: (e(d(y)), y))(c(x)), (lambda y: (e(F.relu(y)), y))(d(c(F.relu(x))))),
+            [nn.Conv2d(4, 12, 1), depthwise(12), nn.Conv2d(12, 4, 1)],
+            ["conv2d", "inverted_residual", "activation", "inverted_residual", "activation", "conv2d"],
+        ),
+        "inverted residual that adds what it expands": (
+            lambda x, c, d, e: (lambda y: y + e(d(y)))(F.relu(c(x))),
+            [nn.Conv2d(4, 12, 1), depthwise(12), nn.Conv2d(12, 12, 1)],
+            ["conv2d", "inverted_residual"],
+        ),
+        "depthwise layers apart": (  # alone, by 3x3, grouped and strided layers, many weights, windows in the padding
+            lambda x, c, d, e, f, g, h, i, j, k: (d(x), c(d(c(x))), f(d(e(x))), i(h(g(x))), k(j(x))),
+            [
+                *(conv(), depthwise(4), nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 4, 1, 2)),
+                *(nn.Conv2d(4, 16500, 1), depthwise(16500), nn.Conv2d(16500, 4, 1)),
+                *(nn.Conv2d(4, 4, 1, padding=1, groups=4), nn.Conv2d(4, 4, 1)),
+            ],
+            ["conv2d"] * 12,
         ),
         "concat": (
             lambda x, c, d, e: e(torch.cat([c(x), d(x)], 1)),

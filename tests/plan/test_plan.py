@@ -283,7 +283,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "output shape": (lambda: _with_output(4, 8, 9), ["[N, 4, 8, 8]", "[N, 4, 8, 9]"]),
     "arena": (lambda: _with_arena(-1), ["-1"]),
     "arena too small": (lambda: _with_arena(255), ["256", "255"]),
-    "opcode": (lambda: _with_field(0, 0, 10), ["opcode", "10"]),
+    "opcode": (lambda: _with_field(0, 0, 11), ["opcode", "11"]),
     "short record": (lambda: _with_step(ADD, 0, 0), ["record of 3"]),
     "long record": (lambda: _with_step(COPY, 1, 2, 0), ["3 numbers", "4"]),
     "value": (lambda: _with_field(0, 1, 7), ["in", "7"]),

@@ -7,6 +7,7 @@ refuses to read what was written for another buffer since.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor
 # By opcode.
 NAMES = (
     *("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "linear"),
-    *("scale_shift", "add", "activation", "copy", "scale_images"),
+    *("scale_shift", "add", "activation", "copy", "scale_images", "inverted_residual"),
 )
 ACTIVATIONS = (lambda x: x, torch.relu, torch.sigmoid, F.relu6, F.hardsigmoid, F.hardswish, F.silu)
 
@@ -111,14 +112,20 @@ class _Run:
     def constant(self, number: int) -> Tensor | None:
         return None if number < 0 else self.plan.constants[number]
 
+    def layer(
+        self, source: Tensor, weight: int, bias: int, activation: int, *numbers: Any, residual: int = -1
+    ) -> Tensor:
+        result = F.conv2d(source, self.constant(weight), self.constant(bias), *numbers)
+        return ACTIVATIONS[activation](result if residual < 0 else result + self.read(residual))
+
     def step(self, opcode: int, *given: int) -> None:
         source, output = self.read(given[0]), given[1]
         name = NAMES[opcode]
         if name == "conv2d":
             weight, bias, residual, activation, *numbers = given[2:]
             stride, padding, dilation, groups, pooled = numbers[:2], numbers[2:4], numbers[4:6], *numbers[6:]
-            result = F.conv2d(source, self.constant(weight), self.constant(bias), stride, padding, dilation, groups)
-            result = ACTIVATIONS[activation](result if residual < 0 else result + self.read(residual))
+            numbers = stride, padding, dilation, groups
+            result = self.layer(source, weight, bias, activation, *numbers, residual=residual)
             if pooled >= 0:
                 self.write(output, result)
                 self.floats(output).fill_(-1)
@@ -151,6 +158,13 @@ class _Run:
         elif name == "scale_images":
             output = given[2]
             result = source * self.read(given[1])
+        elif name == "inverted_residual":
+            residual, expand, middle, numbers, project = given[2], given[3:6], given[6:9], given[9:15], given[15:18]
+            stride, padding, dilation = numbers[:2], numbers[2:4], numbers[4:6]
+            result = source if expand[0] < 0 else self.layer(source, *expand)
+            result = self.layer(result, *middle, stride, padding, dilation, result.shape[1])
+            if project[0] >= 0:
+                result = self.layer(result, *project, residual=residual)
         else:
             result = source
         self.write(output, result)

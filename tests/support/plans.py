@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ARENA, INPUT, OUTPUT = range(3)
-CONV2D, MAX_POOL2D, AVG_POOL2D, ADAPTIVE_AVG_POOL2D, LINEAR, SCALE_SHIFT, ADD, ACTIVATION, COPY, SCALE_IMAGES = range(
-    10
-)
+CONV2D, MAX_POOL2D, AVG_POOL2D, ADAPTIVE_AVG_POOL2D, LINEAR = range(5)
+SCALE_SHIFT, ADD, ACTIVATION, COPY, SCALE_IMAGES, INVERTED_RESIDUAL = range(5, 11)
 NONE, RELU, SIGMOID, RELU6, HARD_SIGMOID, HARD_SWISH, SILU = range(7)
 ACTIVATIONS = (lambda x: x, F.relu, torch.sigmoid, F.relu6, F.hardsigmoid, F.hardswish, F.silu)  # by number
 
@@ -85,6 +85,24 @@ class PlanBuilder:
     def linear(self, x: int, out: int, weight: Tensor, bias: Tensor | None = None, activation: int = NONE) -> None:
         """A linear layer's step."""
         self.step(LINEAR, x, out, self.constant(weight), self.constant(bias), activation)
+
+    def inverted_residual(
+        self,
+        x: int,
+        out: int,
+        layers: Sequence[tuple[Tensor, Tensor | None, int] | None],
+        residual: int = -1,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+    ) -> None:
+        """The step of a depthwise layer between two of 1x1: weight, bias and activation of each, or None."""
+        numbers = [
+            [-1, -1, NONE] if layer is None else [self.constant(layer[0]), self.constant(layer[1]), layer[2]]
+            for layer in layers
+        ]
+        windows = *stride, *padding, *dilation
+        self.step(INVERTED_RESIDUAL, x, out, residual, *numbers[0], *numbers[1], *windows, *numbers[2])
 
     def make(self) -> Any:
         """The plan."""
