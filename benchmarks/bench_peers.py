@@ -8,7 +8,7 @@ threads of the others come to rest; and each once more in a process of its own (
 is off), which says whether company slowed it, and how much its resident memory grew. The C library keeps what is freed
 in all of them: otherwise torch spends up to a third of its time on new pages. The report keeps what it holds of other
 networks, batches and numbers of threads, if the same versions were measured on the same machine: hours can be taken in
-parts.
+parts, and with --off those cases again where a peer is off, as something else may have used the machine.
 """
 
 from __future__ import annotations
@@ -143,6 +143,9 @@ def main(
     batches: Annotated[str, typer.Option(help="by commas")] = ",".join(map(str, peers.BATCHES)),
     threads: Annotated[str, typer.Option(help="by commas")] = ",".join(map(str, peers.THREADS)),
     out: Annotated[Path, typer.Option(help="where the report's folder goes")] = peers_report.DOCS,
+    off: Annotated[
+        bool, typer.Option("--off", help="only what the report holds with a peer that is off, again")
+    ] = False,
     alone: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measures, prints a line for each case, and writes them into the report."""
@@ -152,17 +155,19 @@ def main(
     unknown = [name for name in _list(networks) if name not in peers.NETWORKS]
     if unknown:
         raise typer.BadParameter(f"there is no network {unknown[0]!r}: expected {', '.join(peers.NETWORKS)}")
+    cases = [(name, int(b), int(t)) for name in _list(networks) for b in _list(batches) for t in _list(threads)]
+    if off:
+        known = peers_report.off_cases(peers_report.held(out))
+        cases = [case for case in cases if case in known]
     rows: list[dict[str, Any]] = []
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        for network in _list(networks):
-            for batch in map(int, _list(batches)):
-                for number in map(int, _list(threads)):
-                    with own_compiler_cache():  # which serves the case's processes as well
-                        rows += measure(network, batch, number, Path(folder))
-                    print(peers_report.line(rows, network, batch, number), flush=True)
+        for case in cases:
+            with own_compiler_cache():  # which serves the case's processes as well
+                rows += measure(*case, Path(folder))
+            print(peers_report.line(rows, *case), flush=True)
             written = peers_report.write(rows, out)  # hours are not lost with what comes after
-    print(f"wrote {written}")
+    print(f"wrote {written}" if rows else "nothing to measure")
 
 
 if __name__ == "__main__":

@@ -190,36 +190,53 @@ def _command(rows: list[Row]) -> str:
     return "make bench-peers" + (f' PEERS_ARGS="{" ".join(arguments)}"' if arguments else "")
 
 
-def _kept(file: Path, setting: str, rows: list[Row]) -> list[Row]:
-    """What a report holds of cases that the rows do not measure, if its setting is the same."""
+def _kernels() -> str:
+    return _library.load().fastcnn_cpu_capability().decode()
+
+
+def _setting() -> str:
+    """What rows have to share to stand in one report."""
+    versions = ", ".join(f"{name} {version_of(name)}" for name in ("torchvision", "onnxruntime", "openvino"))
+    return (
+        f"{cpu_name()}, fastcnn kernels {_kernels()}, torch {torch.__version__} "
+        f"({torch.backends.cpu.get_cpu_capability()}), {versions}, freed memory kept by the process"
+    )
+
+
+def _folder(out: Path) -> Path:
+    return out / folder_name(cpu_name(), _kernels(), "peers")
+
+
+def held(out: Path) -> list[Row]:
+    """The rows of this machine's report under `out`; none of other versions or settings."""
+    file = _folder(out) / ROWS
     if not file.exists():
         return []
-    held = json.loads(file.read_text())
-    if held["setting"] != setting:
-        print(f"{file.parent}: begun anew; what it held was measured with {held['setting']}")
+    report = json.loads(file.read_text())
+    if report["setting"] != _setting():
+        print(f"{file.parent}: begun anew; what it held was measured with {report['setting']}")
         return []
-    measured = set(_cases(rows))
-    return [r for case in _cases(held["rows"]) if case not in measured for r in of_case(held["rows"], *case)]
+    rows: list[Row] = report["rows"]
+    return rows
+
+
+def off_cases(rows: list[Row]) -> list[tuple[str, int, int]]:
+    """The cases in which a peer's median is not that of a process of its own."""
+    return _cases([r for r in rows if "alone_ms" in r and is_off(r["ms"], r["alone_ms"])])
 
 
 def write(rows: list[Row], out: Path) -> Path:
     """Writes the rows into the report under `out`, beside those that it has of other cases; returns its folder."""
     mpl.use("Agg")
-    kernels = _library.load().fastcnn_cpu_capability().decode()
-    folder = out / folder_name(cpu_name(), kernels, "peers")
+    folder, setting, measured = _folder(out), _setting(), set(_cases(rows))
     folder.mkdir(parents=True, exist_ok=True)
-    versions = ", ".join(f"{name} {version_of(name)}" for name in ("torchvision", "onnxruntime", "openvino"))
-    setting = (
-        f"{cpu_name()}, fastcnn kernels {kernels}, torch {torch.__version__} "
-        f"({torch.backends.cpu.get_cpu_capability()}), {versions}, freed memory kept by the process"
-    )
-    rows = _kept(folder / ROWS, setting, rows) + rows
+    rows = [r for r in held(out) if (r["network"], r["batch"], r["threads"]) not in measured] + rows
     rows.sort(key=lambda r: (peers.NETWORKS.index(r["network"]), r["batch"], r["threads"]))
     charts = {batch: f"speed-batch-{batch}.png" for batch in sorted({r["batch"] for r in rows})}
     for batch, name in charts.items():
         _plot(rows, batch, folder / name)
     Report(
-        title=f"{cpu_name()}, {kernels}: inference against other ways to run a network",
+        title=f"{cpu_name()}, {_kernels()}: inference against other ways to run a network",
         headline=f"{setting}; measured on {', '.join(sorted({r['date'] for r in rows}))}; float32; blocks of calls in "
         "turn, with a pause before each; outputs checked against float64 before.",
         command=_command(rows),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,22 @@ def test_peers_report_says_which_targets_are_missed(tmp_path: Path) -> None:
     assert "| VGG-11, batch 32 | vgg11, batch 32 | missed | 1 | 2.0 | 1.90 |" in text
     assert "| LeNet, batch 1, against ONNX Runtime | lenet, batch 1 | met | 1 | 2.0 | 2.10 |" in text
     assert [*tmp_path.glob("*/speed-batch-32.png")]
+
+
+def test_cases_that_are_off_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [row("torch eager", 4.0, alone_ms=3.0), row("torch eager", 4.0, batch=8), row("torch eager", 4.0, threads=2),
+            row("torch eager", 4.0, network="nin", alone_ms=5.0)]  # fmt: skip
+    peers_report.write(held, tmp_path)
+    measured: list[tuple[str, int, int]] = []
+
+    def measure(network: str, batch: int, threads: int, folder: Path) -> list[dict[str, Any]]:
+        measured.append((network, batch, threads))
+        return [row("torch eager", 5.0, network=network, batch=batch, threads=threads)]
+
+    monkeypatch.setattr(bench_peers, "measure", measure)
+    monkeypatch.setattr(bench_peers, "own_compiler_cache", nullcontext)
+    for expected in (["lenet", "nin"], []):
+        measured.clear()
+        bench_peers.main(out=tmp_path, off=True)
+        assert measured == [(network, 1, 1) for network in expected]
+    assert len(peers_report.held(tmp_path)) == 4
