@@ -33,11 +33,11 @@ def keep_freed_memory() -> None:
     By default it gives large tensors back to the system at each free and fetches new pages for the next ones, which
     takes up to a third of eager inference; how often depends on what else the process has allocated before.
     """
-    option = {"M_TRIM_THRESHOLD": -1, "M_MMAP_MAX": -4}  # malloc.h
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(option["M_MMAP_MAX"], 0)
-        mallopt(option["M_TRIM_THRESHOLD"], -1)
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
 
 
 def resident_bytes() -> int:

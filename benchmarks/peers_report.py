@@ -31,9 +31,13 @@ def is_off(ms: float, alone: float) -> bool:
     return abs(ms / alone - 1) > APART
 
 
+def _case(row: Row) -> tuple[str, int, int]:
+    return row["network"], row["batch"], row["threads"]
+
+
 def of_case(rows: list[Row], network: str, batch: int, threads: int) -> list[Row]:
     """The rows of one network at one batch and number of threads."""
-    return [r for r in rows if (r["network"], r["batch"], r["threads"]) == (network, batch, threads)]
+    return [r for r in rows if _case(r) == (network, batch, threads)]
 
 
 def best_rival(rows: list[Row]) -> Row | None:
@@ -49,7 +53,7 @@ def line(rows: list[Row], network: str, batch: int, threads: int) -> str:
 
 
 def _cases(rows: list[Row]) -> list[tuple[str, int, int]]:
-    return list(dict.fromkeys((r["network"], r["batch"], r["threads"]) for r in rows))
+    return list(dict.fromkeys(map(_case, rows)))
 
 
 def _names(rows: list[Row]) -> list[str]:
@@ -230,7 +234,7 @@ def write(rows: list[Row], out: Path) -> Path:
     mpl.use("Agg")
     folder, setting, measured = _folder(out), _setting(), set(_cases(rows))
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [r for r in held(out) if (r["network"], r["batch"], r["threads"]) not in measured] + rows
+    rows = [r for r in held(out) if _case(r) not in measured] + rows
     rows.sort(key=lambda r: (peers.NETWORKS.index(r["network"]), r["batch"], r["threads"]))
     charts = {batch: f"speed-batch-{batch}.png" for batch in sorted({r["batch"] for r in rows})}
     for batch, name in charts.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -332,8 +332,7 @@ class _Reader:
         }
         outputs = [Value(f"{node.name}.{i}" if many else node.name, self._shape(meta)) for i, meta in enumerate(metas)]
         self.nodes.append(Node(ATEN, inputs, outputs, attributes))
-        if isinstance(node.target, torch._ops.OpOverload):
-            self._note_views(node, outputs)
+        self._note_views(node, outputs)
         self.known[node] = outputs if many else outputs[0]
 
     def _as_traced(self, node: fx.Node, value: Value) -> Value:
@@ -351,16 +350,9 @@ class _Reader:
         return copy
 
     def _note_views(self, node: fx.Node, outputs: Sequence[Value]) -> None:
-        """Notes what the results of an operator may be views of, as its schema says."""
-        assert isinstance(node.target, torch._ops.OpOverload)
-        schema = node.target._schema
-        if not any(result.alias_info is not None for result in schema.returns):
-            return
-        roots: set[Any] = set()
-        for argument, given in zip(schema.arguments, node.args, strict=False):
-            for leaf in leaves(given) if argument.alias_info is not None else ():
-                roots |= self._roots(self._known(leaf))
-        for output in outputs:
+        """Notes what the results of an operator may be views of."""
+        roots = {root for leaf in _aliased(node) for root in self._roots(self._known(leaf))}
+        for output in outputs if roots else ():
             self.roots[output] = roots
 
     def _roots(self, known: Any) -> set[Any]:
@@ -398,13 +390,18 @@ def _roots_in_model(node: fx.Node) -> set[Any]:
     """The nodes whose memory a node's result may lie in when the model itself runs."""
     if node.target is operator.getitem:
         return _roots_in_model(node.all_input_nodes[0])
-    if not isinstance(node.target, torch._ops.OpOverload) or str(node.target) in _COPIES:
+    if str(node.target) in _COPIES:
         return {node}
-    schema, roots = node.target._schema, set()
-    for argument, given in zip(schema.arguments, node.args, strict=False):
-        for leaf in leaves(given) if argument.alias_info is not None else ():
-            roots |= _roots_in_model(leaf) if isinstance(leaf, fx.Node) else set()
-    return roots or {node}
+    viewed = [leaf for leaf in _aliased(node) if isinstance(leaf, fx.Node)]
+    return {root for leaf in viewed for root in _roots_in_model(leaf)} or {node}
+
+
+def _aliased(node: fx.Node) -> Iterator[Any]:
+    """The arguments that the results of an operator may be views of, as its schema says."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        for argument, given in zip(node.target._schema.arguments, node.args, strict=False):
+            if argument.alias_info is not None:
+                yield from leaves(given)
 
 
 def _computed(node: fx.Node, known: Callable[[Any], Any], many: bool) -> Any:
@@ -418,17 +415,14 @@ def _computed(node: fx.Node, known: Callable[[Any], Any], many: bool) -> Any:
         return None
     if pure_ops.is_random(str(node.target), node.args, node.kwargs):
         return None
-    result = node.target(*_with(node.args, known), **_with(node.kwargs, known))  # type: ignore[operator]
+    args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), known)
+    result = node.target(*args, **kwargs)  # type: ignore[operator]
     results = list(result) if many else [result]
     if not all(isinstance(one, Tensor) for one in results):
         return None
     if sum(one.numel() for one in results) > _MOST_GROWTH + sum(weight.numel() for weight in weights):
         return None
     return results if many else result
-
-
-def _with(nested: Any, known: Callable[[Any], Any]) -> Any:
-    return fx.node.map_aggregate(nested, known)
 
 
 def _structure(spec: pytree.TreeSpec, numbers: Any, outputs: Sequence[Any]) -> Any:

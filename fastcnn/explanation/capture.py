@@ -171,8 +171,8 @@ class _Record(TorchFunctionMode):
             kind = "BatchNormReLU2d" if relu else self.calls[-1].kind
             self.calls[-1] = replace(self.calls[-1], kind=kind, inputs=specs, foreign="")  # ours runs, whoever calls it
             self.normalized = None
-        if self.is_torchs and func is Tensor.view:
-            return view(*args, **(kwargs or {}))
+        if self.is_torchs and func is Tensor.view and not kwargs:
+            return view(*args)
         return func(*args, **(kwargs or {}))
 
 

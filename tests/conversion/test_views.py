@@ -138,6 +138,15 @@ def test_views_in_functions_and_methods_go_on_working() -> None:
     torch.testing.assert_close(fastcnn.convert(model)(images()), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_views_by_keyword_are_measured() -> None:
+    class Block(Layers):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).view(dtype=torch.int32).view(size=(2, 2, 4, 28, 28))  # type: ignore[no-any-return]
+
+    model = Block().eval()
+    assert any(row.measured for row in measure_layers(model, images(), seconds=0.01))
+
+
 def test_view_that_is_written_to_stays_a_view() -> None:
     """A copy would hide what is written from the sum: torch's error instead of a wrong number."""
 
