@@ -85,12 +85,12 @@ def measure(network: str, batch: int, threads: int, folder: Path) -> list[dict[s
             row = {"network": network, "batch": batch, "threads": threads, "peer": name, "date": date}
             try:
                 peer = peers.build(name, network, batch, threads, onnx)
-                error = check(name, peer.run(images), expected)
+                read = {"facts": peer.facts(), "error": check(name, peer.run(images), expected)}
             except Exception as failure:  # a peer that cannot run a network is a result too
                 rows.append({**row, "failed": (str(failure).strip().splitlines() or [type(failure).__name__])[0]})
                 continue
             made[name] = peer, seconds_of(peer, images)
-            rows.append({**row, "facts": peer.facts, "error": error, "blocks": []})
+            rows.append({**row, **read, "blocks": []})
         for turn in range(blocks_of(max((seconds for _, seconds in made.values()), default=0.0))):
             order = rows if turn % 2 == 0 else rows[::-1]
             for row in (r for r in order if "blocks" in r):

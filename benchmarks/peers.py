@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +31,10 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Peer:
-    """A network made ready to run, and what is read back of its settings."""
+    """A network made ready to run, and what reads back its threads, precision and layouts."""
 
     run: Run
-    facts: str
+    facts: Callable[[], str]  # apart, as it may take memory that running does not
 
 
 def network(name: str) -> nn.Module:
@@ -89,12 +91,12 @@ def _channels_last(run: Run) -> Run:
 
 def _eager(name: str, batch: int, threads: int, onnx: Path) -> Peer:
     model = network(name)
-    return Peer(model, _torch_facts(model))
+    return Peer(model, lambda: _torch_facts(model))
 
 
 def _eager_channels_last(name: str, batch: int, threads: int, onnx: Path) -> Peer:
     model = network(name).to(memory_format=torch.channels_last)
-    return Peer(_channels_last(model), _torch_facts(model))
+    return Peer(_channels_last(model), lambda: _torch_facts(model))
 
 
 def _compiled_by_torch(name: str, batch: int, threads: int, onnx: Path) -> Peer:
@@ -102,19 +104,40 @@ def _compiled_by_torch(name: str, batch: int, threads: int, onnx: Path) -> Peer:
     torch._dynamo.reset()
     torch._inductor.config.freezing = True
     compiled = torch.compile(model)
-    return Peer(_channels_last(compiled), f"{_torch_facts(model)}, freezing")
+    return Peer(_channels_last(compiled), lambda: f"{_torch_facts(model)}, freezing")
 
 
 def _onnx_runtime(name: str, batch: int, threads: int, onnx: Path) -> Peer:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
-    read = session.get_session_options()
-    entry = session.get_inputs()[0]
-    facts = f"{read.intra_op_num_threads} threads, {entry.type}, NCHW outside, {session.get_providers()[0]}"
-    return Peer(lambda batch: torch.from_numpy(session.run(None, {entry.name: batch.numpy()})[0]), facts)
+    def session(**settings: str) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        for key, value in settings.items():
+            setattr(options, key, value)
+        return onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+
+    made = session()
+    entry = made.get_inputs()[0]
+
+    def facts() -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            optimized = str(Path(folder) / "optimized.onnx")
+            session(optimized_model_filepath=optimized)
+            layouts = _layouts_of_onnx(optimized)
+        used = made.get_session_options().intra_op_num_threads
+        return f"{used} threads, {entry.type} {entry.shape}, {layouts}, {made.get_providers()[0]}"
+
+    return Peer(lambda batch: torch.from_numpy(made.run(None, {entry.name: batch.numpy()})[0]), facts)
+
+
+def _layouts_of_onnx(path: str) -> str:
+    """How many of an optimized ONNX file's convolutions are ONNX Runtime's blocked ones."""
+    import onnx
+
+    nodes = [node for node in onnx.load(path).graph.node if node.op_type in ("Conv", "FusedConv")]
+    blocked = sum(node.domain == "com.microsoft.nchwc" for node in nodes)
+    return f"{blocked} of {len(nodes)} convolutions NCHWc"
 
 
 def _openvino(name: str, batch: int, threads: int, onnx: Path) -> Peer:
@@ -123,9 +146,14 @@ def _openvino(name: str, batch: int, threads: int, onnx: Path) -> Peer:
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.Core().compile_model(str(onnx), "CPU", settings)
     request = compiled.create_infer_request()
-    read = {key: compiled.get_property(key) for key in ("INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")}
-    facts = f"{read['INFERENCE_NUM_THREADS']} threads, {read['INFERENCE_PRECISION_HINT']}, NCHW outside"
     given, result = request.get_input_tensor(), request.get_output_tensor()
+
+    def facts() -> str:
+        read = {key: compiled.get_property(key) for key in ("INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")}
+        return (
+            f"{read['INFERENCE_NUM_THREADS']} threads, {read['INFERENCE_PRECISION_HINT']} {list(given.shape)}, "
+            f"{_layouts_of_openvino(compiled)}"
+        )
 
     def run(batch: Tensor) -> Tensor:
         # infer([array]) looks for these tensors at each call, which takes 50 us, and 110 where onnxruntime is imported.
@@ -136,18 +164,27 @@ def _openvino(name: str, batch: int, threads: int, onnx: Path) -> Peer:
     return Peer(run, facts)
 
 
+def _layouts_of_openvino(compiled: Any) -> str:
+    """The layouts of a compiled model's convolutions with how many have each, by oneDNN's names."""
+    infos = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
+    layouts = [str(info["outputLayouts"]) for info in infos if str(info["layerType"]) == "Convolution"]
+    return "convolutions " + ", ".join(f"{count} {layout}" for layout, count in Counter(layouts).most_common())
+
+
 def _converted(name: str, batch: int, threads: int, onnx: Path) -> Peer:
     with contextlib.redirect_stdout(None):
         model = fastcnn.convert(network(name))
-    return Peer(_channels_last(model), f"{_torch_facts(model)}, without an example")
+    return Peer(_channels_last(model), lambda: f"{_torch_facts(model)}, without an example")
 
 
 def _compiled(name: str, batch: int, threads: int, onnx: Path) -> Peer:
     compiled = fastcnn.compile(network(name), images(name, batch))
-    others = ", ".join(compiled.report().aten) or "none"
-    return Peer(
-        compiled, f"{torch.get_num_threads()} threads, torch.float32, NCHW outside; operators of torch: {others}"
-    )
+
+    def facts() -> str:
+        others = ", ".join(compiled.report().aten) or "none"
+        return f"{torch.get_num_threads()} threads, {compiled.extra_repr()}, NHWC inside; operators of torch: {others}"
+
+    return Peer(compiled, facts)
 
 
 # In the order of the tables; fastcnn's last.

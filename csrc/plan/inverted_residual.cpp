@@ -16,8 +16,9 @@ using Conv = cpu::PreparedConv<float>;
 
 // What the depthwise layer reads and writes for a band, in bytes: half of a 1 MB second-level cache.
 constexpr int64_t kBandBytes = 512 * 1024;
-constexpr int64_t kManyBands = 4;  // for a thread, from where on it does not matter whether one has one more
-constexpr int64_t kLine = 16;      // floats
+constexpr int64_t kManyBands = 4;   // for a thread, from where on it does not matter whether one has one more
+constexpr int64_t kMostForms = 64;  // of bands that are prepared; real networks have five
+constexpr int64_t kLine = 16;       // floats
 
 // One layer's operands.
 struct Layer {
@@ -170,8 +171,12 @@ InvertedResidualStep::InvertedResidualStep(StepReader& r) {
 }
 
 int64_t InvertedResidualStep::rows_in_cache() const {
-  const int64_t room = kBandBytes / static_cast<int64_t>(sizeof(float)) - (reach() - g_.stride_h) * expanded_row();
-  return std::clamp<int64_t>(room / (g_.stride_h * expanded_row() + filtered_row()), 1, g_.out_h);
+  // No more than the image has, so that the products fit.
+  const int64_t window = std::min(reach(), g_.in_h), step = std::min(g_.stride_h, g_.in_h);
+  const int64_t room = kBandBytes / static_cast<int64_t>(sizeof(float)) - (window - step) * expanded_row();
+  const int64_t rows = std::clamp<int64_t>(room / (step * expanded_row() + filtered_row()), 1, g_.out_h);
+  // Each band whose windows reach out of the image is a form of its own.
+  return 2 * g_.pad_h / (g_.stride_h * rows) < kMostForms ? rows : g_.out_h;
 }
 
 double InvertedResidualStep::products(int64_t batch) const {

@@ -30,6 +30,7 @@ def _segments(graph: Graph) -> list[list[Node]]:
     waiting = graph.nodes
     segments: list[list[Node]] = []
     while waiting:
+        before = len(waiting)
         for aten in (True, False):
             taken, left = [], []
             for node in waiting:
@@ -41,6 +42,8 @@ def _segments(graph: Graph) -> list[list[Node]]:
             waiting = left
             if taken:
                 segments += [[node] for node in taken] if aten else [taken]
+        if len(waiting) == before:
+            raise AssertionError(f"fastcnn.compile: nothing computes what {waiting[0].output.name} is made of")
     return segments
 
 

@@ -18,18 +18,25 @@ from torch.utils import _pytree as pytree
 from fastcnn.compilation import pure_ops
 from fastcnn.compilation.graph import ATEN, RESHAPE, Graph, Input, Node, Value, leaves, map_leaves
 from fastcnn.compilation.lowering import LOWERINGS
-from fastcnn.compilation.spec import name_of
+from fastcnn.compilation.spec import MOST_SIDE, name_of
 
 # Arithmetic with the batch size.
 _SYMBOLIC = {operator.mul: "mul", operator.add: "add", operator.sub: "sub", operator.floordiv: "floordiv"}
 
 # Ops whose results depend on strides, which are not the exporter's here; `view` of a channels_last tensor can fail.
-_STRIDE_FREE = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
+_STRIDE_FREE = {
+    "aten.view.default": "aten.reshape.default",
+    "aten._unsafe_view.default": "aten.reshape.default",
+    "aten.view_as.default": "aten.reshape_as.default",
+}
 _ON_STRIDES = ("aten.as_strided.default", "aten.view.dtype", "aten.stride.int", "aten.sym_stride.int")
 
 # Operators of other namespaces may look at memory, and so do these.
 _STRIDE_FREE_NAMESPACES = ("aten.", "fastcnn.", "operator.")
 _ON_MEMORY = ("aten.view_as_complex.default",)
+
+# Kinds of a trace's results that are what it has written, and to what; by name, as the second is of newer releases.
+_WRITES = {"USER_INPUT_MUTATION": "inputs", "PARAMETER_MUTATION": "weights"}
 
 _WEIGHTS = object()  # what a view may lie in that is not a call's
 
@@ -38,6 +45,14 @@ _MOST_GROWTH = 64 * 1024
 
 # Ops that copy, and the layout that they give where none is named.
 _COPIES = {"aten.clone.default": None, "aten.contiguous.default": torch.contiguous_format}
+
+# Ops that may give a view of what they get though their schema does not say so.
+_MAY_VIEW = (
+    *("_unsafe_view", "alpha_dropout", "atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "cartesian_prod"),
+    *("dropout", "einsum", "feature_alpha_dropout", "feature_dropout", "meshgrid", "type_as"),
+)
+# Ops that copy where their result cannot be a view, by strides.
+_MAY_COPY = ("flatten", "ravel", "reshape", "reshape_as")
 
 # Ops that make a tensor of their own, so that writing to it is seen by nobody else as long as nobody else reads it.
 _FRESH = {
@@ -169,10 +184,13 @@ def _check_pure(program: torch.export.ExportedProgram) -> None:
                 f"fastcnn.compile: expected a model that leaves its buffers alone, but it writes to {output.target!r}; "
                 "is a layer of it in training mode?"
             )
-        if output.kind == OutputKind.USER_INPUT_MUTATION:
+        if output.kind.name in _WRITES:
+            what = _WRITES[output.kind.name]
             raise RuntimeError(
-                f"fastcnn.compile: expected a model that leaves its inputs alone, but it writes to {output.target!r}"
+                f"fastcnn.compile: expected a model that leaves its {what} alone, but it writes to {output.target!r}"
             )
+        if output.kind != OutputKind.USER_OUTPUT:
+            raise NotImplementedError(f"fastcnn.compile: a result of the kind {output.kind.name}")
 
 
 class _Reader:
@@ -252,7 +270,9 @@ class _Reader:
         if not isinstance(meta, Tensor) or meta.dtype != torch.float32 or meta.dim() not in (2, 4):
             return None
         sizes = tuple(meta.shape[1:])
-        if not all(isinstance(size, int) and size > 0 for size in sizes) or str(meta.shape[0]) != str(self.batch):
+        if not all(isinstance(size, int) and size > 0 for size in sizes) or any(s > MOST_SIDE for s in sizes[1:]):
+            return None
+        if str(meta.shape[0]) != str(self.batch):
             return None
         return sizes
 
@@ -351,7 +371,8 @@ class _Reader:
 
     def _note_views(self, node: fx.Node, outputs: Sequence[Value]) -> None:
         """Notes what the results of an operator may be views of."""
-        roots = {root for leaf in _aliased(node) for root in self._roots(self._known(leaf))}
+        viewed = node.all_input_nodes if _is_one_of(node, _MAY_VIEW) else _aliased(node)
+        roots = {root for leaf in viewed for root in self._roots(self._known(leaf))}
         for output in outputs if roots else ():
             self.roots[output] = roots
 
@@ -387,13 +408,21 @@ class _Reader:
 
 
 def _roots_in_model(node: fx.Node) -> set[Any]:
-    """The nodes whose memory a node's result may lie in when the model itself runs."""
+    """The nodes whose memory a node's result lies in when the model itself runs."""
     if node.target is operator.getitem:
         return _roots_in_model(node.all_input_nodes[0])
     if str(node.target) in _COPIES:
         return {node}
+    if _is_one_of(node, _MAY_COPY) and not node.all_input_nodes[0].meta["val"].is_contiguous():
+        return {node}
     viewed = [leaf for leaf in _aliased(node) if isinstance(leaf, fx.Node)]
     return {root for leaf in viewed for root in _roots_in_model(leaf)} or {node}
+
+
+def _is_one_of(node: fx.Node, names: Sequence[str]) -> bool:
+    """Whether a node calls one of these operators of torch's, any overload."""
+    namespace, _, name = str(node.target).partition(".")
+    return namespace == "aten" and name.partition(".")[0] in names
 
 
 def _aliased(node: fx.Node) -> Iterator[Any]:

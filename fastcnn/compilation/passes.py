@@ -262,7 +262,7 @@ def _fuse_inverted_residuals(graph: Graph) -> None:
         if before is not None and not _only_user(graph, users, before.output, middle):
             before = None
         reader = next(iter(users.get(middle.output, [])), None)
-        after = reader if reader is not None and _is_1x1(reader) else None
+        after = reader if reader is not None and _is_1x1(reader) and reader.inputs[0] is middle.output else None
         if after is not None and not _only_user(graph, users, middle.output, after):
             after = None
         layers = {"expand_": before, "": middle, "project_": after}
@@ -309,5 +309,8 @@ def _nest_concats(graph: Graph) -> None:
                 node.inputs = [earlier[parts[:length]], *parts[length:]]
                 break
         earlier[parts] = node.output
+    users = graph.users()
     for node in [n for n in graph.nodes if n.op == "concat" and len(n.inputs) == 1 and n.output not in graph.outputs]:
-        graph.replace(node.output, node.inputs[0])
+        # Torch's operators may give views of what they read, and ask for its shape, which may be another one here.
+        if all(user.op != ATEN for user in users.get(node.output, [])):
+            graph.replace(node.output, node.inputs[0])

@@ -18,7 +18,7 @@ _SYMBOLIC: dict[str, Callable[..., Any]] = {
 }
 
 # By overload. Not in it: what makes random numbers, reads strides, writes, or looks at memory it is not given; nor
-# batch norm's inner operators, which leave it to the outer one to check sizes.
+# batch and group norm's inner operators, which leave it to the outer ones to check sizes.
 _NAMES = {
     "default": """
         _adaptive_avg_pool2d _log_softmax _softmax abs adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d
@@ -28,16 +28,16 @@ _NAMES = {
         floor_divide full full_like gather gelu glu group_norm hardsigmoid hardswish hardtanh im2col index_select
         instance_norm isfinite isinf isnan layer_norm leaky_relu lift_fresh_copy linalg_vector_norm linear log log1p
         log2 log_sigmoid logical_and logical_not logical_or logsumexp matmul max_pool1d max_pool2d
-        max_pool2d_with_indices maximum mean minimum mish mm nan_to_num narrow native_group_norm native_layer_norm neg
-        new_full new_ones new_zeros ones_like outer pad permute pixel_shuffle pixel_unshuffle prelu prod reciprocal
-        reflection_pad2d relu relu6 repeat replication_pad2d reshape roll round rsqrt scaled_dot_product_attention
-        selu sigmoid sign silu sin slice_scatter softplus sort split_with_sizes sqrt square stack sum t tanh tile topk
-        tril triu unsqueeze upsample_bilinear2d upsample_nearest2d zeros_like""",
+        max_pool2d_with_indices maximum mean minimum mish mm nan_to_num narrow native_layer_norm neg new_full new_ones
+        new_zeros ones_like outer pad permute pixel_shuffle pixel_unshuffle prelu prod reciprocal reflection_pad2d relu
+        relu6 repeat replication_pad2d reshape reshape_as roll round rsqrt scaled_dot_product_attention selu sigmoid
+        sign silu sin slice_scatter softplus sort split_with_sizes sqrt square stack sum t tanh tile topk tril triu
+        unsqueeze upsample_bilinear2d upsample_nearest2d zeros_like""",
     "Tensor": """
-        __and__ __or__ __xor__ add bitwise_and bitwise_or bitwise_xor clamp div eq ge gt index le lt masked_fill mul ne
-        remainder slice split sub""",
+        __and__ __or__ __xor__ add bitwise_and bitwise_or bitwise_xor clamp div eq fill ge gt index le lt masked_fill
+        mul ne remainder slice split sub""",
     "Tensor_Tensor": "pow",
-    "Scalar": "add sub mul div pow eq ne lt le gt ge rsub remainder floor_divide masked_fill where",
+    "Scalar": "add sub mul div fill pow eq ne lt le gt ge rsub remainder floor_divide masked_fill where",
     "Tensor_Scalar": "pow",
     "dim": "mean squeeze max min any all",
     "dims": "squeeze",

@@ -67,6 +67,7 @@ _STEPS = (  # name, length of the record
 OPCODES = {name: code for code, (name, _) in enumerate(_STEPS)}
 
 DTYPE = torch.float32  # what plans compute in
+MOST_SIDE = 2**20  # height and width of a plan's values, as csrc/plan/spec.h has it
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool)
 _INT_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

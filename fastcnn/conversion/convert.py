@@ -68,8 +68,9 @@ def carry_out(decided: Plan, model: nn.Module) -> None:
     modules = dict(model.named_modules())
     for name, cls in decided.classes.items():
         layers.change(modules[name], cls, decided.recipes.get(name))
-    for name, recipe in decided.recipes.items():
-        done = layers.conversion(modules[name])
+    for name, module in modules.items():
+        done = layers.conversion(module)
+        recipe = decided.recipes.get(name)
         if done is not None and done.recipe != recipe:
             done.recipe = recipe
     layers.weights_to_channels_last(model)

@@ -19,6 +19,13 @@ _SPECIAL = ("__new__", "__reduce__", "__reduce_ex__", "__copy__", "__deepcopy__"
 _EMPTY: Any = CellType()  # the variable of an enclosing function that has no value yet
 
 
+class _Unannounced:
+    """Tells the class that one of ours is made over nothing: it may keep a list of what is made of it."""
+
+    def __init_subclass__(cls) -> None:
+        """Does nothing."""
+
+
 def derived(ours: Any, theirs: Any) -> type[nn.Module]:
     """The class over `theirs` whose methods are those of `ours` where that has them; the same one at each call.
 
@@ -39,7 +46,8 @@ def _derived(ours: Any, theirs: Any, forward: Any) -> Any:
     names |= {"__reduce_ex__": reduce, "_stands_for": (ours, theirs, forward)}
     if "forward" in vars(ours):
         names["forward"] = _unless_exchanged(ours.forward, theirs, forward)
-    return type(theirs.__name__, (ours, theirs), names)
+    quiet = () if "__init_subclass__" in vars(ours) else (_Unannounced,)
+    return type(theirs.__name__, (*quiet, ours, theirs), names)
 
 
 def _unless_exchanged(forward: Any, theirs: Any, stands_for: Any) -> Any:

@@ -104,7 +104,7 @@ class FusedSequential(nn.Sequential):
 
     def forward(self, input: Any) -> Any:
         """Runs the modules in their order."""
-        modules: list[Any] = list(self._modules.values())
+        modules: list[Any] = list(self)
         index = 0
         while index < len(modules):
             relu = find_relu(modules, index)
@@ -138,8 +138,7 @@ class FusedForward(nn.Module):
 
     def __init_subclass__(cls) -> None:
         """Gives the class a forward with the signature of the one that it stands for."""
-        super().__init_subclass__()
-        _, theirs, stands_for = cls._stands_for
+        _, theirs, stands_for = cls._stands_for  # whose own __init_subclass__ is told nothing, as derived's
 
         @functools.wraps(stands_for or theirs.forward)
         def forward(self: FusedForward, *args: Any, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from fastcnn import nn as fast
 from fastcnn.conversion.derived import derived, is_exchanged, is_made, refusal
-from fastcnn.conversion.fused import FusedBatchNormAct2d
+from fastcnn.conversion.fused import FusedBatchNormAct2d, FusedSequential
 from fastcnn.conversion.recipe import Recipe
 
 # torch's class, ours, and the methods that ours stands for.
@@ -54,10 +54,21 @@ def conversion(module: nn.Module) -> Conversion | None:
     return None if done is None or (done.converted and not is_made(type(module))) else done
 
 
+def class_under(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class that one of convert's own making stands over; another one itself.
+
+    What a model makes of the class of a converted module, as slicing a Sequential does, has no Conversion.
+    """
+    if cls is FusedSequential:
+        return nn.Sequential
+    under: type[nn.Module] = vars(cls)["_stands_for"][1] if "_stands_for" in vars(cls) else cls
+    return under
+
+
 def original_class(module: nn.Module) -> type[nn.Module]:
     """The module's class before its conversion."""
     done = conversion(module)
-    return type(module) if done is None or not done.converted else done.original
+    return class_under(type(module)) if done is None or not done.converted else done.original
 
 
 def class_for(module: nn.Module) -> type[nn.Module] | str | None:
@@ -149,6 +160,8 @@ def undo(module: nn.Module) -> None:
     """Makes of a module what it was before its conversion, its values apart."""
     done: Conversion | None = vars(module).pop("_fastcnn", None)
     if done is None:
+        if class_under(type(module)) is not type(module):
+            module.__class__ = class_under(type(module))
         return
     if done.converted and is_made(type(module)):
         _restore_class(module, done.original)

@@ -157,6 +157,8 @@ def _refusal(pattern: Pattern, graph: fx.Graph, module: Module) -> str | None:
     if any(len(node.users) > 1 for node in chain):
         return "what the ReLU gets is used elsewhere too"
     order = list(graph.nodes)
+    if any(node.op == "get_attr" and str(node.target).startswith(f"{norm.target}.") for node in order):
+        return "the forward looks at the batch norm's tensors"
     later = order[order.index(norm) + 1 : order.index(pattern.relu)]
     after_addition = later[later.index(pattern.addition) + 1 :] if pattern.addition else []
     for held, nodes in ((norm.args[0], later), (pattern.residual, after_addition)):
@@ -204,21 +206,17 @@ def _memory(node: fx.Node, module: Module) -> set[fx.Node]:
 def views(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
     """The calls of `view` that may get an image of layers of ours, where nobody would notice a copy.
 
-    That is what a convolution or a pooling gave, or what a module without layers of its own is called with.
+    That is what a convolution or a pooling gave, what the module is called with, or what was computed of these.
     """
-
-    def of_layer(node: Any) -> bool:
-        if not isinstance(node, fx.Node) or node.op == "get_attr":
-            return False
-        if node.op == "placeholder":
-            return not any(True for _ in root.children())
+    images: set[fx.Node] = set()
+    for node in graph.nodes:
         if node.op == "call_module":
-            called = root.get_submodule(str(node.target))
-            if any(isinstance(inner, IMAGES) for inner in called.modules()):
-                return True
-        elif not _is_of_torch(node):
-            return False
-        return bool(node.args) and of_layer(node.args[0])
+            gives = any(isinstance(inner, IMAGES) for inner in root.get_submodule(str(node.target)).modules())
+        else:
+            gives = node.op == "placeholder"
+        passes = node.op == "call_module" or (node.op in ("call_function", "call_method") and _is_of_torch(node))
+        if gives or (passes and not images.isdisjoint(node.all_input_nodes)):
+            images.add(node)
 
     def is_read_only(node: fx.Node) -> bool:
         """Whether but for its sizes nothing else uses what is viewed."""
@@ -232,7 +230,7 @@ def views(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
         )
 
     calls = [node for node in graph.nodes if node.op == "call_method" and node.target == "view" and not node.kwargs]
-    return [node for node in calls if len(node.args) > 1 and of_layer(node.args[0]) and is_read_only(node)]
+    return [node for node in calls if len(node.args) > 1 and node.args[0] in images and is_read_only(node)]
 
 
 def rewrite(graph: fx.Graph, patterns: list[Pattern], viewing: list[fx.Node], module: Module) -> str:

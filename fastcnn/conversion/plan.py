@@ -228,7 +228,10 @@ def _plan_forward(module: nn.Module, kind: type[nn.Module], name: str, result: P
         viewing = patterns.views(traced.graph, module)
         if found or viewing:
             source = patterns.rewrite(traced.graph, found, viewing, called)
-            rewritten[tuple(arguments.values())] = Variant(source, traced.guards)
+            try:
+                rewritten[tuple(arguments.values())] = Variant(source, traced.guards)
+            except SyntaxError as error:  # torch.fx writes layers called `class` and the like as attributes
+                raise UntraceableError(f"cannot be written as Python: {str(error.text).strip()}") from error
     result.fused.extend(fused.values())
     result.unfused.extend(entry for full, entry in unfused.items() if full not in fused)
     if rewritten:

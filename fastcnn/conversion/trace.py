@@ -85,6 +85,8 @@ class _Attribute(Attribute, _StandIn):
 class _Tracer(fx.Tracer):
     """Traces one module's forward, with arguments of the given types, calling no other module's."""
 
+    proxy_buffer_attributes = True  # or what a forward writes to a buffer would happen here, once
+
     def __init__(self, arguments: dict[str, type], notes: Notes) -> None:
         super().__init__()
         self.arguments = arguments
@@ -95,6 +97,13 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _StandIn(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        on, self.notes.on = self.notes.on, False  # looks the tensor up in all of the root's
+        try:
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        finally:
+            self.notes.on = on
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         def run(*args: Any) -> Any:
@@ -110,6 +119,9 @@ class _Tracer(fx.Tracer):
 
 class _Probe(nn.Module):
     """Over a class, notes what is read of its instance: see Notes."""
+
+    def __init_subclass__(cls) -> None:
+        """Tells the classes under it nothing, which may keep a list of what is made of them."""
 
     def __getattribute__(self, name: str) -> Any:
         own = object.__getattribute__(self, "__dict__")
@@ -143,7 +155,13 @@ def _note_read(notes: Notes, path: tuple[str, ...], name: str, value: Any) -> No
     elif is_value(value):
         notes.guards.setdefault((path, name), Guard(path, name, "value", copy.deepcopy(value)))
     else:
-        notes.refuse(f"reads self.{'.'.join((*path, name))}, a {type(value).__name__}")
+        _refuse(notes, f"reads self.{'.'.join((*path, name))}, a {type(value).__name__}")
+
+
+def _refuse(notes: Notes, reason: str) -> None:
+    """Ends the trace before the forward calls what it has read, which is the module's own."""
+    notes.refuse(reason)
+    raise UntraceableError(reason)
 
 
 def _note_class_read(notes: Notes, path: tuple[str, ...], name: str, cls: type) -> None:
@@ -154,7 +172,7 @@ def _note_class_read(notes: Notes, path: tuple[str, ...], name: str, cls: type) 
         if is_value(held[0], values):
             _note_read(notes, path, name, held[0])
         else:
-            notes.refuse(f"reads self.{'.'.join((*path, name))}, a {type(held[0]).__name__} of the class")
+            _refuse(notes, f"reads self.{'.'.join((*path, name))}, a {type(held[0]).__name__} of the class")
 
 
 @functools.cache
@@ -171,7 +189,8 @@ def _probe(
     cls: Any = _probe_class(kind)  # type: ignore[arg-type]
     probe: nn.Module = seen.setdefault(id(module), cls.__new__(cls))
     for name, value in vars(module).items():
-        probe.__dict__[name] = copy.copy(value) if isinstance(value, (dict, list, set)) else value
+        as_held = copy.deepcopy if is_value(value) else copy.copy if isinstance(value, (dict, list, set)) else None
+        probe.__dict__[name] = value if as_held is None else as_held(value)
     probe.__dict__.update(_notes=notes, _path=path, training=training)
     for name, child in module._modules.items():
         if child is not None:
@@ -231,7 +250,7 @@ def _trace_in_mode(
     if vars(probe).keys() != before.keys() or any(vars(probe)[name] is not before[name] for name in before):
         notes.refuse("writes to its module")
     for guard in notes.guards.values():
-        if guard.kind in ("value", "children", "global") and not guard.holds(module):
+        if guard.kind in ("value", "children", "global") and not (_holds(guard, module) and _holds(guard, probe)):
             notes.refuse(f"writes to {guard.read}")
     for node in graph.nodes:
         if node.op == "get_attr" and node.target.startswith("_tensor_constant"):
@@ -239,6 +258,14 @@ def _trace_in_mode(
     if notes.refusal is not None:
         raise UntraceableError(notes.refusal)
     return graph, notes
+
+
+def _holds(guard: Guard, module: nn.Module) -> bool:
+    """Whether what was read is the same after the trace; stand-ins in it do not compare."""
+    try:
+        return guard.holds(module)
+    except Exception:
+        return False
 
 
 def _merge(train: fx.Graph, evaluation: fx.Graph, path: tuple[str, ...] | None) -> None:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
-from fastcnn._random import RandomState
 from fastcnn.conversion.fused import view
 from fastcnn.explanation.layers import is_known, is_ours, kind_of, own_forward, runs_as_one
+from fastcnn.explanation.state import untouched, without_global_hooks
 from fastcnn.nn import DenseBlock
 
 _HOOKS = (
@@ -30,18 +28,8 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-# What torch.nn.modules.module.register_module_forward_hook and its like fill.
-_GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
-    torch_module._global_forward_hooks,
-    torch_module._global_forward_hooks_with_kwargs,
-    torch_module._global_forward_hooks_always_called,
-    torch_module._global_forward_pre_hooks,
-    torch_module._global_backward_hooks,
-    torch_module._global_backward_pre_hooks,
-)
 # Their last arguments are the residual, eps, and whether ReLU is applied.
 _BATCH_NORMS = (torch.ops.fastcnn.batch_norm_train.default, torch.ops.fastcnn.batch_norm_infer.default)
-_TABLES = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass(frozen=True)
@@ -114,16 +102,16 @@ def capture(model: nn.Module, example: Any, grad: bool) -> list[Call]:
     """Run `model` once on `example` and list the calls of the layers that fastcnn knows, in order of the first call.
 
     Convolutions' weights are channels_last in the run, as fastcnn keeps them, so that the strides are those of a
-    converted model. With `grad` a graph is built, of which nothing is kept, to see what needs a gradient.
+    converted model. With `grad` a graph is built, as in training, to see what needs a gradient.
     """
     record = _Record(is_torchs=not any(is_ours(module) for module in model.modules()))
     watched = list(_watched(model))
-    with untouched(model), _without_global_hooks():
+    with untouched(model), without_global_hooks():
         _strip(model)
         for name, module in watched:
             record.watch(name, module)
         args, kwargs = _arguments(_pytree.tree_map(_copy, example))
-        with torch.set_grad_enabled(grad), torch.autograd.graph.saved_tensors_hooks(_forget, _forget), record:
+        with torch.set_grad_enabled(grad), record:
             model(*args, **kwargs)
     counts = Counter(record.calls)
     return [replace(call, times=times) for call, times in counts.items()]
@@ -202,51 +190,6 @@ def check(model: object, example: object) -> None:
             raise NotImplementedError(f"fastcnn.explain: {name} is on the meta device: there is no data to run on")
 
 
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Put everything in the model's modules and the random states back to what it was, whatever happens.
-
-    The tensors of the modules' buffers are exchanged for copies meanwhile, so that the model's own do not change at
-    all, and the attributes that its forward sets are taken back.
-    """
-    saved = [(m, dict(vars(m)), {table: dict(vars(m)[table]) for table in _TABLES}) for m in model.modules()]
-    copies: dict[int, Tensor] = {}
-    drawn = RandomState()
-    devices = sorted({p.get_device() for p in model.parameters() if p.is_cuda})
-    try:
-        with torch.random.fork_rng(devices):
-            for module, _, tables in saved:
-                for name, buffer in tables["_buffers"].items():
-                    if buffer is not None:
-                        module._buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
-            yield
-    finally:
-        for module, attributes, tables in saved:
-            now = vars(module)
-            for name in set(now) - set(attributes):
-                del now[name]
-            now.update(attributes)
-            for table, contents in tables.items():
-                now[table].clear()
-                now[table].update(contents)
-        drawn.restore()
-
-
-@contextmanager
-def _without_global_hooks() -> Iterator[None]:
-    """Take off the hooks that are called for every module, and put them back."""
-    # In the same dicts, as the handles that remove hooks know those.
-    saved = [dict(hooks) for hooks in _GLOBAL_HOOKS]
-    for hooks in _GLOBAL_HOOKS:
-        hooks.clear()
-    try:
-        yield
-    finally:
-        for hooks, contents in zip(_GLOBAL_HOOKS, saved, strict=True):
-            hooks.clear()
-            hooks.update(contents)
-
-
 def _watched(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The layers to watch; where several run as one, that one."""
     inside: set[nn.Module] = set()
@@ -273,10 +216,6 @@ def _strip(model: nn.Module) -> None:
                 nhwc = weight.detach().to(memory_format=torch.channels_last)
                 weights[id(weight)] = nn.Parameter(nhwc, weight.requires_grad)
             module._parameters["weight"] = weights[id(weight)]
-
-
-def _forget(_: Any) -> Any:
-    """What the graph keeps of a tensor: nothing, as no backward follows."""
 
 
 def _copy(value: Any) -> Any:

@@ -143,8 +143,15 @@ def _as_converted(model: nn.Module) -> tuple[nn.Module, list[str]]:
     except Exception as error:  # whatever a class of the user's raises when it is copied
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return model, [f"shown without fusing, as the model cannot be copied to convert it: {reason}"]
+    shared_modules = {*model.modules()}.intersection(twin.modules())
+    if shared_modules:
+        return model, [f"shown without fusing, as copying the model does not copy its {_names(shared_modules)}"]
     carry_out(plan(twin), twin)
     return twin, ["shown as fastcnn.convert would make it; the model itself is as it was"]
+
+
+def _names(modules: set[nn.Module]) -> str:
+    return ", ".join(sorted({type(module).__name__ for module in modules}))
 
 
 def _plan(model: nn.Module) -> tuple[list[tuple[str, str, str]], dict[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from fastcnn import ops
 from fastcnn.conversion.derived import forward_of
+from fastcnn.explanation.state import untouched
 from fastcnn.nn import (
     AdaptiveAvgPool2d,
     AvgPool2d,
@@ -95,9 +95,10 @@ def runs_as_one(module: nn.Module) -> bool:
 
 def take_out(module: nn.Module, kind: str) -> Layer:
     """Take a module that is_known and has no own_forward out of its model, for a call of this kind."""
-    if kind == "BatchNormReLU2d":
-        return replace(_batch_norm(module, relu=True), kind=kind)
-    return _TAKE[kind](module)
+    with untouched(module):  # a weight may be computed when it is read, and write to buffers
+        if kind == "BatchNormReLU2d":
+            return replace(_batch_norm(module, relu=True), kind=kind)
+        return _TAKE[kind](module)
 
 
 def _leaf(tensor: Tensor | None) -> Tensor | None:
@@ -105,7 +106,7 @@ def _leaf(tensor: Tensor | None) -> Tensor | None:
 
 
 def _conv2d(module: Any) -> Layer:
-    activation, weight = getattr(module, "activation", None), _leaf(module.weight)
+    activation, weight = getattr(module, "_fused_activation", None), _leaf(module.weight)
     assert weight is not None
     weight = weight.detach().to(memory_format=torch.channels_last).requires_grad_(weight.requires_grad)
     padded, padding = module.padding_mode != "zeros", module.padding
@@ -129,9 +130,8 @@ def _conv2d(module: Any) -> Layer:
 
 def _batch_norm_arguments(module: Any) -> tuple[Any, ...]:
     """What follows the input, the parameters left out, with running statistics of its own."""
-    twin = copy.copy(module)
-    vars(twin)["_buffers"] = {n: None if b is None else b.detach().clone() for n, b in module._buffers.items()}
-    mean, var, _, _, training, momentum, eps = arguments(twin)
+    with untouched(module):
+        mean, var, _, _, training, momentum, eps = arguments(module)
     return mean, var, training, momentum, eps
 
 

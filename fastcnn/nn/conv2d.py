@@ -26,14 +26,15 @@ class Conv2d(nn.Conv2d):
         ValueError: an unknown activation, or arguments that torch.nn.Conv2d refuses.
     """
 
-    activation: str | None = None  # of the class too: fastcnn.convert makes layers of torch's, which have none
+    # Of the class too: fastcnn.convert makes layers of torch's, which may have an `activation` of their own.
+    _fused_activation: str | None = None
 
     def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
         """Makes the layer; see the class."""
         if activation not in (None, "relu"):
             raise ValueError(f"fastcnn.nn.Conv2d: expected activation to be None or 'relu', but got {activation!r}")
         super().__init__(*args, **kwargs)
-        self.activation = activation
+        self._fused_activation = activation
         # .to() sets the strides of a one-channel weight too, where .contiguous() would leave them.
         self.weight = nn.Parameter(self.weight.detach().to(memory_format=torch.channels_last))
 
@@ -52,9 +53,9 @@ class Conv2d(nn.Conv2d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)
-        return ops.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, self.activation)
+        return ops.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, self._fused_activation)
 
     def extra_repr(self) -> str:
         """What repr() shows between the brackets."""
-        text = str(super().extra_repr())  # type: ignore[no-untyped-call]
-        return text if self.activation is None else f"{text}, activation={self.activation!r}"
+        text, activation = str(super().extra_repr()), self._fused_activation  # type: ignore[no-untyped-call]
+        return text if activation is None else f"{text}, activation={activation!r}"

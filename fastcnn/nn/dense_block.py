@@ -102,5 +102,5 @@ def _is_plain_layer(layer: nn.Module) -> bool:
         and norm.bias is not None
         and conv.bias is not None
         and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-        and (conv.groups, conv.padding_mode, conv.activation) == (1, "zeros", None)
+        and (conv.groups, conv.padding_mode, conv._fused_activation) == (1, "zeros", None)
     )

@@ -72,7 +72,7 @@ def test_peers_of_torch_compute_the_network(peer: str, how: str, tmp_path: Path)
     with peers.threads_of_torch(1):
         made = peers.build(peer, "lenet", 2, 1, tmp_path / "unused.onnx")
         bench_peers.check(peer, made.run(images), expected)
-    assert made.facts == f"1 threads, torch.float32 at precision highest, {how}"
+        assert made.facts() == f"1 threads, torch.float32 at precision highest, {how}"
 
 
 def test_peers_report_says_which_targets_are_missed(tmp_path: Path) -> None:

@@ -80,6 +80,15 @@ def test_explain_networks_of_other_packages(capsys, collections, name, shape):
     assert (code, err, out[1]) == (0, [], name) and f"input {shape} float32" in out[2]
 
 
+def test_explain_a_network_of_torchvision_at_a_size(capsys, tmp_path):
+    page = tmp_path / "page.html"
+    code, out, err = run(capsys, "torchvision:resnet50", "--size", 40, "--seconds", 0.1, "--html", page)
+    assert (code, err, out[1]) == (0, [], "torchvision:resnet50") and "input [1, 3, 40, 40] float32" in out[2]
+    names = [line.partition(" ")[0] for line in out]
+    assert {"conv1", "bn1", "maxpool", "layer1.0.conv1", "layer4.2.bn3", "avgpool"} <= set(names)
+    assert "layer4.2.bn3" in page.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

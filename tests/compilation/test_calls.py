@@ -219,8 +219,16 @@ def test_compiled_returns_memory_of_its_own() -> None:
         lambda m, x, y: (torch.cat([y, y + 1], 1), torch.cat([y, y + 1], 1), torch.cat([y, y], 1)),
         lambda m, x, y: (m.anchors[None].expand(y.shape[0], -1), m.anchors[None].expand(y.shape[0], -1)),
         lambda m, x, y: y.tanh().chunk(2, 1),
+        lambda m, x, y: (y, y.permute(0, 2, 3, 1).flatten(1)),
+        lambda m, x, y: (y, y.view(-1, 2, 2, 3, 4).permute(0, 3, 4, 1, 2).reshape(y.shape[0], -1, 2)),
+        lambda m, x, y: (torch.einsum("nchw->nhwc", x.clone()), y, torch.einsum("nchw->nhwc", y.clone())),
+        lambda m, x, y: (lambda z: [torch.cat([y, z], 1).permute(0, 2, 3, 1) for _ in range(2)])(F.relu(y)),
+        lambda m, x, y: (y, F.alpha_dropout(y.clone(), 0.5, False), y.clone().type_as(y)),
     ],
-    ids=["of the input", "copies", "views", "concat of one", "equal concats", "of a constant", "parts"],
+    ids=[
+        *("of the input", "copies", "views", "concat of one", "equal concats", "of a constant", "parts"),
+        *("reshaped channels", "reshaped heads", "einsum", "views of equal concats", "other views"),
+    ],
 )
 def test_compiled_results_share_no_memory(function: Any) -> None:
     class Model(Returns):
@@ -342,6 +350,46 @@ def test_compile_refuses_statistics_that_a_call_updates() -> None:
     model = Returns(lambda m, y: F.instance_norm(y, m.anchors, m.anchors, use_input_stats=True)).eval()
     with pytest.raises(RuntimeError, match=r"leaves its buffers alone"):
         fastcnn.compile(model, random(1, 3, 5, 6))
+
+
+def test_compile_refuses_weights_that_a_call_writes() -> None:
+    class Clamped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            with torch.no_grad():
+                self.conv.weight.clamp_(-0.01, 0.01)
+            return self.conv(x)
+
+    with pytest.raises(RuntimeError, match=r"leaves its weights alone, but it writes to 'conv\.weight'"):
+        fastcnn.compile(Clamped().eval(), random(1, 3, 5, 6))
+
+
+def _ranks(self: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = F.adaptive_avg_pool2d(y, 1), F.adaptive_max_pool2d(y, 1)
+    flat = F.softmax(torch.cat([a.flatten(1), b.flatten(1)], 1), 1)
+    return F.softmax(torch.cat([a, b], 1), 1) * flat.sum(), flat
+
+
+def _ranks_in_reverse(self: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = F.adaptive_avg_pool2d(y, 1), F.avg_pool2d(y, (3, 4))
+    whole = F.softmax(torch.cat([a, b], 1), 1)
+    return whole, F.softmax(torch.cat([a.flatten(1), b.flatten(1)], 1), 1)
+
+
+def _view_as(self: Any, y: Tensor) -> Tensor:
+    return y.contiguous().view_as(torch.tanh(y).flatten(1)) * 2
+
+
+def _wide(self: Any, y: Tensor) -> Tensor:
+    return F.relu(y[:, :1, :1, :1].expand(-1, 1, 1, 2**20 + 1) * 2)
+
+
+@pytest.mark.parametrize("function", [_ranks, _ranks_in_reverse, _view_as, _wide])
+def test_compiled_follows_shapes(function: Any) -> None:
+    compile_and_check(Returns(function), 3, 5, 6, batches=(1, 2))
 
 
 def test_compiled_runs_a_shared_module_twice() -> None:

@@ -174,6 +174,11 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
         _set(PROGRAM, "segments", OP, "op", "aten.relu_.default"),
         "that a file may name",
     ),
+    "inner operator": (
+        # It believes the sizes that it is given, and reads as far.
+        _set(PROGRAM, "segments", OP, "op", "aten.native_group_norm.default"),
+        "that a file may name",
+    ),
     "python": (_set(PROGRAM, "segments", OP, "op", "os.system"), "that a file may name"),
     "slot not filled": (_set(PROGRAM, "segments", OP, "args", [{"slot": 3}]), "a slot that is read"),
     "keyword that looks like a slot": (

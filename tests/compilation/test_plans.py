@@ -52,6 +52,21 @@ def cases() -> dict[str, tuple[Any, list[nn.Module], list[str]]]:
             [conv(), nn.Linear(4, 4)],
             ["conv2d", "adaptive_avg_pool2d", "linear", "scale_images"],
         ),
+        "sum of a depthwise layer and a 1x1 one": (
+            lambda x, d, c: d(x) + c(x),
+            [depthwise(4), conv(4, 1)],
+            ["conv2d", "conv2d"],
+        ),
+        "sum of a 1x1 layer and a depthwise one": (
+            lambda x, d, c: c(x) + d(x),
+            [depthwise(4), conv(4, 1)],
+            ["conv2d", "conv2d"],
+        ),
+        "1x1 layer that adds what it reads": (
+            lambda x, d, c: (lambda y: c(y) + y)(d(x)),
+            [depthwise(4), conv(4, 1)],
+            ["conv2d", "conv2d"],
+        ),
         "conv used twice": (
             lambda x, c, n: (lambda y: y + n(y))(c(x)),
             [conv(), norm(4)],

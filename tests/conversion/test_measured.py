@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -22,16 +23,16 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
 
 
-Times = dict[str, tuple[float, float]]
+Times = dict[str, tuple[Any, ...]]  # a layer's that differs from torch's says how
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Times], None]:
-    """Sets what layers take, {name: (ours, torch's)} in ms."""
+    """Sets what layers take, {name: (ours, torch's)} in ms, and how their results differ, if so."""
 
-    def row(name: str, ours: float, theirs: float) -> SimpleNamespace:
+    def row(name: str, ours: float, theirs: float, mismatch: str = "") -> SimpleNamespace:
         times = {"ours_total_ms": ours, "torch_total_ms": theirs, "measured": ours == ours}
-        return SimpleNamespace(name=name, calls=1, mismatch="", **times)
+        return SimpleNamespace(name=name, calls=1, mismatch=mismatch, **times)
 
     def set_times(layers: Times) -> None:
         monkeypatch.setattr(measured_module, "measure_layers", lambda *_, **__: [row(n, *t) for n, t in layers.items()])
@@ -92,12 +93,18 @@ def test_convert_with_example_keeps_what_torch_does_faster(
     assert plan(model).kept == {}
 
 
+def test_convert_with_example_keeps_a_layer_whose_results_would_differ(measured: Callable[[Times], None]) -> None:
+    measured({"0": (0.1, 9.0, "output differs from torch's by 1"), "3": (0.1, 9.0)})
+    model = fastcnn.convert(network(), torch.randn(2, 3, 8, 8))
+    assert plan(model).kept == {"0": "its results differ from torch's: output differs from torch's by 1"}
+
+
 def test_convert_with_a_failing_example_leaves_what_was_measured_before(measured: Callable[[Times], None]) -> None:
     measured({"0": (0.52, 0.41), "3": (0.4, 0.5)})
     model = fastcnn.convert(network(), torch.randn(2, 3, 8, 8))
     before = [type(layer) for layer in model.modules()], plan(model).kept
 
-    measured({"0": (float("nan"), 0.0, 0.0)})  # which raises
+    measured({"0": ()})  # which raises
     with pytest.raises(TypeError):
         fastcnn.convert(model, torch.randn(2, 3, 8, 8))
     assert ([type(layer) for layer in model.modules()], plan(model).kept) == before

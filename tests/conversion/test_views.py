@@ -58,7 +58,22 @@ def features(model: Tutorial) -> nn.Module:
     return nn.Sequential(nn.Sequential(model.conv1, nn.ReLU(), model.pool), View(), nn.Linear(6 * 13 * 13, 5))
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"forward": Tutorial, "module": lambda: features(Tutorial())}
+class Head(nn.Module):
+    """A view in a module with layers, of what it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8 * 28 * 28, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.view(x.size(0), -1))  # type: ignore[no-any-return]
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "forward": Tutorial,
+    "module": lambda: features(Tutorial()),
+    "head": lambda: nn.Sequential(nn.Conv2d(3, 8, 3), Head()),
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -115,7 +130,19 @@ def _tuple(self: Any, x: Tensor) -> Tensor:
     return torch.sigmoid(self.conv(x)).view((2, -1))
 
 
-@pytest.mark.parametrize("function", [_linear, _dtype, _split, _tuple])
+def _list(self: Any, x: Tensor) -> Tensor:
+    return torch.cat([self.conv(x), self.conv(x)], 1).view(2, -1)
+
+
+def _number(self: Any, x: Tensor) -> Tensor:
+    return (2 * self.conv(x)).view(2, -1)
+
+
+def _parameter(self: Any, x: Tensor) -> Tensor:
+    return (self.linear.weight[0, 0] * self.conv(x)).view(2, -1)
+
+
+@pytest.mark.parametrize("function", [_linear, _dtype, _split, _tuple, _list, _number, _parameter])
 def test_other_views_give_what_they_gave(function: Callable[..., Any]) -> None:
     class Block(Layers):
         forward = function

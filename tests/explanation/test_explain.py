@@ -131,13 +131,16 @@ def test_notes_group_reasons_and_name_what_costs_most():
     assert (found.ours_ms, found.torch_ms) == (16.0, 7.0)
 
 
-def test_explaining_leaves_a_model_as_it_was_and_does_not_call_its_hooks():
-    model, called = torch_net(), []
+@pytest.mark.parametrize("training", [False, True])
+def test_explaining_leaves_a_model_as_it_was_and_does_not_call_its_hooks(training):
+    model, called, example = torch_net().train(training), [], image()
+    random = torch.get_rng_state()
     model[1].register_forward_hook(lambda *args: called.append(args))
     state = {name: (id(t), t._version, t.stride(), t.clone()) for name, t in model.state_dict(keep_vars=True).items()}
     kinds = [type(module) for module in model.modules()]
-    fastcnn.explain(model, image(), seconds=0.01)
+    fastcnn.explain(model, example, seconds=0.01)
     assert not called and kinds == [type(module) for module in model.modules()]
+    assert torch.equal(torch.get_rng_state(), random)
     for name, tensor in model.state_dict(keep_vars=True).items():
         *identity, value = state[name]
         assert identity == [id(tensor), tensor._version, tensor.stride()] and torch.equal(value, tensor)
@@ -148,3 +151,15 @@ def test_a_model_that_cannot_be_copied_is_explained_all_the_same(capsys):
     model.lock = threading.Lock()
     found = fastcnn.explain(model, image(), seconds=0.01)
     assert [row.name for row in found.rows] == ["0", "1", "3"] and all(row.measured for row in found.rows)
+
+
+def test_a_model_whose_copy_holds_its_own_modules_is_explained_all_the_same():
+    class Shared(nn.Sequential):
+        def __deepcopy__(self, memo):
+            return self
+
+    model = nn.Sequential(Shared(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), nn.MaxPool2d(2)).eval()
+    found = fastcnn.explain(model, image(), seconds=0.01)
+    assert "copying the model does not copy its BatchNorm2d, Conv2d, ReLU, Shared" in str(found)
+    assert [type(module) for module in model[0]] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    assert all(row.measured for row in found.rows)

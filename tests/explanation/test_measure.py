@@ -387,3 +387,39 @@ def test_measuring_does_not_call_hooks_of_all_modules():
         for handle in handles:
             handle.remove()
     assert not torch_module._has_any_global_hook()
+
+
+class Positive(nn.Module):
+    def forward(self, x):
+        return x.abs()
+
+
+@pytest.mark.parametrize("measure", [measure_layers, fastcnn.explain])
+def test_measuring_leaves_what_computes_a_weight_as_it_was(measure):
+    """Spectral normalisation's weight takes a step of its power iteration whenever it is read in training."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).train()
+    nn.utils.parametrizations.spectral_norm(model[0])
+    nn.utils.parametrize.register_parametrization(model[1], "weight", Positive())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rows = measure(model, image(), seconds=QUICK)
+    assert [row.measured for row in getattr(rows, "rows", rows)] == [True, True]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    fastcnn.convert(model, image())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_model_that_takes_gradients_itself_is_measured():
+    class Forces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            x = x.requires_grad_()
+            (gradient,) = torch.autograd.grad(self.conv(x).square().sum(), x, create_graph=True)
+            return gradient
+
+    (row,) = measure_layers(Forces().train(), image(), seconds=QUICK)
+    assert row.measured and row.name == "conv"

@@ -251,6 +251,24 @@ def test_inverted_residual_says_what_runs() -> None:
     assert recorded(lambda: made.run(inputs)) == ["conv2d_direct", "conv2d_depthwise", "conv2d_direct"]
 
 
+def test_inverted_residual_takes_few_bands_where_each_would_be_another() -> None:
+    """Windows that reach out of the image make a form of each band: as many as rows are no use and much memory."""
+    block = Block(c=1, hidden=2, k=1, size=(1, 70000), kernel=(2, 1), padding=(80, 0), dilation=(81, 1))
+    layers, inputs, wanted = _case(block, 1)
+    made = _plan(block, layers, wanted.shape[1:]).make()
+    check_plan(made, inputs, [wanted], _terms(block))
+    assert wanted.shape == (1, 1, 80, 70000) and "by bands of 80 rows" in made.describe()[0]
+
+
+def test_inverted_residual_counts_bands_of_large_strides() -> None:
+    """2^20 rows between windows times 2^44 floats a row would be 0 in 64 bits."""
+    plan, side, channels = PlanBuilder(), 2**20, 2**24
+    weight = torch.zeros(1).expand(channels, 1, 1, 1)
+    layers: Layers = [(weight, None, NONE), (weight, None, NONE), None]
+    plan.inverted_residual(plan.input(1, 1, side), plan.output(channels, 1, 1), layers, stride=(side, side))
+    assert "by bands of 1 rows" in plan.make().describe()[0]
+
+
 def _valid() -> PlanBuilder:
     plan = PlanBuilder()
     x, added, hidden, out = plan.input(4, 8, 8), plan.input(5, 8, 8), plan.inside(5, 8, 8), plan.output(5, 8, 8)

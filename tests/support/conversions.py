@@ -16,7 +16,8 @@ from fastcnn.conversion import fused
 def state_of(model: nn.Module) -> list[Any]:
     """What a conversion may not exchange: objects, flags, hooks, and where they are."""
     tensors = [(key, id(tensor), tensor.requires_grad) for key, tensor in model.state_dict(keep_vars=True).items()]
-    return [tensors, [(name, id(module), module.training) for name, module in model.named_modules()]]
+    hooks = [[(table, list(held)) for table, held in vars(m).items() if "_hooks" in table] for m in model.modules()]
+    return [tensors, hooks, [(name, id(module), module.training) for name, module in model.named_modules()]]
 
 
 def trace_of(model: nn.Module) -> list[Any]:
