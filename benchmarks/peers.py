@@ -110,7 +110,7 @@ def _compiled_by_torch(name: str, batch: int, threads: int, onnx: Path) -> Peer:
 def _onnx_runtime(name: str, batch: int, threads: int, onnx: Path) -> Peer:
     import onnxruntime
 
-    def session(**settings: str) -> Any:
+    def session(**settings: Any) -> Any:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         for key, value in settings.items():
@@ -123,7 +123,7 @@ def _onnx_runtime(name: str, batch: int, threads: int, onnx: Path) -> Peer:
     def facts() -> str:
         with tempfile.TemporaryDirectory() as folder:
             optimized = str(Path(folder) / "optimized.onnx")
-            session(optimized_model_filepath=optimized)
+            session(optimized_model_filepath=optimized, log_severity_level=3)  # no warning that it fits this CPU only
             layouts = _layouts_of_onnx(optimized)
         used = made.get_session_options().intra_op_num_threads
         return f"{used} threads, {entry.type} {entry.shape}, {layouts}, {made.get_providers()[0]}"
@@ -151,7 +151,8 @@ def _openvino(name: str, batch: int, threads: int, onnx: Path) -> Peer:
     def facts() -> str:
         read = {key: compiled.get_property(key) for key in ("INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")}
         return (
-            f"{read['INFERENCE_NUM_THREADS']} threads, {read['INFERENCE_PRECISION_HINT']} {list(given.shape)}, "
+            f"{read['INFERENCE_NUM_THREADS']} threads, {read['INFERENCE_PRECISION_HINT'].to_string()} "
+            f"{list(given.shape)}, "
             f"{_layouts_of_openvino(compiled)}"
         )
 
@@ -165,10 +166,11 @@ def _openvino(name: str, batch: int, threads: int, onnx: Path) -> Peer:
 
 
 def _layouts_of_openvino(compiled: Any) -> str:
-    """The layouts of a compiled model's convolutions with how many have each, by oneDNN's names."""
+    """How many of a compiled model's convolutions run in each precision and layout, by oneDNN's names (acdb: NHWC)."""
     infos = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
-    layouts = [str(info["outputLayouts"]) for info in infos if str(info["layerType"]) == "Convolution"]
-    return "convolutions " + ", ".join(f"{count} {layout}" for layout, count in Counter(layouts).most_common())
+    convolutions = [info for info in infos if info["layerType"].get() == "Convolution"]
+    kinds = Counter(f"{info['runtimePrecision'].get()} {info['outputLayouts'].get()}" for info in convolutions)
+    return "convolutions " + ", ".join(f"{count} in {kind}" for kind, count in kinds.most_common())
 
 
 def _converted(name: str, batch: int, threads: int, onnx: Path) -> Peer:
