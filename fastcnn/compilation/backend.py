@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch._dynamo.source import GlobalSource, LocalSource
 
 from fastcnn.compilation.module import CompiledModule, compile_checked
+from fastcnn.compilation.spec import DTYPE
 
 
 def fastcnn(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -33,7 +34,7 @@ def fastcnn(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..
         A function of the same arguments.
 
     Raises:
-        RuntimeError: gradients are required; or fastcnn.compile's errors. torch.compile wraps them.
+        RuntimeError: gradients are required, or autocast is on; or fastcnn.compile's errors. torch.compile wraps them.
     """
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     if torch.is_grad_enabled() and any(isinstance(e, Tensor) and e.requires_grad for e in example_inputs):
@@ -41,6 +42,8 @@ def fastcnn(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..
             "fastcnn.compile: the backend is for inference, and has no gradients; call the model under "
             "torch.no_grad() or torch.inference_mode()"
         )
+    if torch.is_autocast_enabled("cpu"):
+        raise RuntimeError(f"fastcnn.compile: the backend computes in {DTYPE}; call the model without torch.autocast")
     if any(_is_training(node) for node in graph.graph.nodes):
         raise RuntimeError("fastcnn.compile: expected a model in evaluation mode, but a dropout is in training mode")
     networks = _Networks(graph, _Arguments.of(placeholders, example_inputs))
@@ -62,9 +65,9 @@ class _Arguments:
 
     Attributes:
         count: of all.
-        frozen: parameters, buffers, and what closures and globals hold.
+        frozen: parameters, buffers, and what closures, globals and other attributes of modules hold.
         passed: the other tensors, the inputs of the network.
-        held: those of `frozen` that no module owns, so that a write to them is to be seen.
+        held: those of `frozen` that are neither parameters nor buffers, so that a write to them is to be seen.
         sizes: which input's which size a number is.
     """
 
@@ -83,6 +86,9 @@ class _Arguments:
         held = [i for i, node, value in tensors if i not in owned and _is_held(node, value)]
         frozen = sorted(owned + held)
         passed = [i for i, _, _ in tensors if i not in frozen]
+        if not passed:  # what a module keeps of the part of a broken graph before may be all
+            passed = [i for i, node, _ in tensors if i in held and _is_of_module(node)]
+            held, frozen = [i for i in held if i not in passed], [i for i in frozen if i not in passed]
         if not passed:
             raise RuntimeError("fastcnn.compile: expected a graph with a tensor as input")
         examples = [node.meta["example_value"] if i in passed else None for i, (node, _) in given]
@@ -112,7 +118,7 @@ class _Network:
     Attributes:
         run: the network.
         passed: which arguments it takes.
-        frozen: the tensors that it holds copies of, and the versions of those that no module owns, else -1.
+        frozen: the tensors that it holds copies of, and the versions of those whose writes are to be seen, else -1.
     """
 
     run: CompiledModule
@@ -129,15 +135,15 @@ class _Network:
 
 def _version(tensor: Tensor, is_held: bool) -> int:
     """How often a tensor has been written to, of those where that counts."""
-    return tensor._version if is_held else -1
+    return tensor._version if is_held and not tensor.is_inference() else -1
 
 
 class _Networks:
     """A graph as a function, with a network for each set of frozen tensors that it is called with.
 
     torch.compile calls one graph for all modules of the same code and sizes, each with its own parameters. What
-    closures and globals hold may also be one call's result, which the next part of a broken graph reads: where it is
-    another one in a later call and has the batch's size, it is an input from there on.
+    closures, globals and attributes hold may also be one call's result, which the next part of a broken graph reads:
+    where it is another one in a later call and has the batch's size, it is an input from there on.
     """
 
     def __init__(self, graph: fx.GraphModule, arguments: _Arguments) -> None:
@@ -172,7 +178,7 @@ class _Networks:
         changed = {
             index
             for (reference, version), index in zip(first.frozen, given.frozen, strict=True)
-            if index in given.held and (reference() is not inputs[index] or version != inputs[index]._version)
+            if index in given.held and (reference() is not inputs[index] or version != _version(inputs[index], True))
         }
         changed = {index for index in changed if inputs[index].shape[:1] == batch != ()}
         if changed:
@@ -217,22 +223,30 @@ class _Frozen(nn.Module):
 
 
 def _is_by_channels(output: Any) -> bool:
-    """Whether eager execution returns an image NCHW, as what comes after the graph may rely on."""
+    """Whether eager execution returns an image NCHW, or what lies as one, as what comes after the graph may rely on."""
     example = output.meta.get("example_value") if isinstance(output, fx.Node) else None
-    if not isinstance(example, Tensor) or example.dim() != 4:
+    if not isinstance(example, Tensor) or example.dim() < 3 or not example.is_contiguous():
         return False
-    return example.is_contiguous() and not example.is_contiguous(memory_format=torch.channels_last)
+    return example.dim() != 4 or not example.is_contiguous(memory_format=torch.channels_last)
 
 
 def _belongs_to_module(node: fx.Node, value: Tensor) -> bool:
     source = _source(node)
     if isinstance(source, LocalSource) and source.is_input:  # a parameter as an argument is the caller's
         return False
-    return isinstance(value, nn.Parameter) or (source is not None and "NN_MODULE" in source.guard_source.name)
+    return isinstance(value, nn.Parameter) or (_is_of_module(node) and "._buffers[" in source.name)
+
+
+def _is_of_module(node: fx.Node) -> bool:
+    """Whether it is an attribute of a module."""
+    source = _source(node)
+    return source is not None and "NN_MODULE" in source.guard_source.name
 
 
 def _is_held(node: fx.Node, value: Tensor) -> bool:
-    """Whether a closure or a global holds it, or it is a parameter, and writes to it are counted."""
+    """Whether a closure, a global or a module holds it, or it is a parameter, and writes to it are counted."""
+    if _is_of_module(node):
+        return True
     source = _source(node)
     while hasattr(source, "base"):
         source = source.base

@@ -63,9 +63,11 @@ def read(path: Path) -> Program:
         OSError: the file cannot be read.
         ValueError: it is none of ours, not whole, or changed.
     """
-    data = path.read_bytes()
-    _expect(data[: len(_MAGIC)] == _MAGIC, "it is no file that CompiledModule.save wrote")
-    _expect(len(data) >= _HEAD, "it is cut short")
+    with path.open("rb") as file:
+        data = file.read(_HEAD)
+        _expect(data[: len(_MAGIC)] == _MAGIC, "it is no file that CompiledModule.save wrote")
+        _expect(len(data) >= _HEAD, "it is cut short")
+        data += file.read()
     length = int.from_bytes(data[len(_MAGIC) : len(_MAGIC) + 8], "little")
     _expect(length <= len(data) - _HEAD, "it is cut short, or its head was changed")
     text = data[_HEAD : _HEAD + length]

@@ -48,8 +48,9 @@ def compile(
             reads strides.
         torch.export's own errors: forward cannot be traced, or works for one batch size only.
 
-    Numerics: float32 throughout; batch norms are folded in float64 and rounded once. The result depends neither on the
-    number of threads nor on the other images of the batch, as far as torch's operators do not.
+    Numerics: float32 throughout, under torch.autocast too; batch norms are folded in float64 and rounded once. The
+    result depends neither on the number of threads nor on the other images of the batch, as far as torch's operators do
+    not.
     """
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"fastcnn.compile: expected dtype to be a torch.dtype, but got {dtype!r}")
@@ -61,9 +62,10 @@ def compile(
 
 def compile_checked(model: nn.Module, examples: Sequence[Tensor], *, dynamic: bool = True) -> CompiledModule:
     """Builds a model and tries one image; arguments and errors as export.export's."""
-    compiled = CompiledModule(build(model, examples, dynamic=dynamic))
-    if dynamic:
-        _check_one_image(model, compiled, [example[:1].detach() for example in examples])
+    with torch.autocast("cpu", enabled=False):
+        compiled = CompiledModule(build(model, examples, dynamic=dynamic))
+        if dynamic:
+            _check_one_image(model, compiled, [example[:1].detach() for example in examples])
     return compiled
 
 
@@ -153,7 +155,8 @@ class CompiledModule(nn.Module):
             torch.zeros((batch, *given["shape"]), dtype=spec.dtype_of(given["dtype"]))
             for given in old.document["inputs"]
         ]
-        program = build(model, examples, dynamic=old.document["batch"] is None)
+        with torch.autocast("cpu", enabled=False):
+            program = build(model, examples, dynamic=old.document["batch"] is None)
         same = program.document == old.document and [c.shape for c in program.constants] == [
             c.shape for c in old.constants
         ]

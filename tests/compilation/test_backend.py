@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from compiling import check_value, exact, prepare, random
 from torch import Tensor, nn
 
+from fastcnn.compilation import backend as backend_module
+from fastcnn.compilation import module
 from fastcnn.compilation.backend import fastcnn as backend
 
 
@@ -34,6 +37,67 @@ def test_backend_runs_any_batch(model: nn.Module, mode: type) -> None:
         with mode():
             output = compiled(image).clone()
         check_value(output, exact(model, image))
+
+
+@pytest.mark.parametrize(
+    "function", [lambda y: y.flatten(2), lambda y: y.view(-1, 2, 2, 5, 6), lambda y: y.unbind(3)[0]]
+)
+def test_backend_returns_tensors_laid_out_as_eager_ones(function: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model = prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+
+    def called(x: Tensor) -> Tensor:
+        features = function(model(x)) * 2
+        torch._dynamo.graph_break()
+        return features.view(len(x), -1)
+
+    for batch in (2, 5):
+        image = random(batch, 3, 7, 8)
+        with torch.no_grad():
+            torch.testing.assert_close(torch.compile(called, backend=backend)(image), called(image))
+
+
+class Keeps(nn.Module):
+    """One part of a broken graph keeps its result on the module for the next one, as networks that are tapped do."""
+
+    def __init__(self, adds: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 3)
+        self.adds, self.line = adds, torch.linspace(0, 1, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.first(x) * self.line
+        torch._dynamo.graph_break()
+        y: Tensor = self.second(self.kept)
+        return y + self.second(x) * self.line[:6] if self.adds else y
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_backend_passes_on_results_that_modules_hold(adds: bool, mode: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    made: list[int] = []
+    monkeypatch.setattr(
+        backend_module, "compile_checked", lambda *a, **k: made.append(1) or module.compile_checked(*a, **k)
+    )
+    model = Keeps(adds).eval()
+    compiled = torch.compile(model, backend=backend)
+    expected = copy.deepcopy(model)
+    for seed in range(6):
+        image = random(2, 3, 7, 8, seed=seed)
+        with mode():
+            torch.testing.assert_close(compiled(image), expected(image), rtol=1e-4, atol=1e-5)
+    assert len(made) <= 4
+    with torch.no_grad():
+        for one in (model, expected):
+            one.line.mul_(2)
+    with mode():
+        torch.testing.assert_close(compiled(image), expected(image), rtol=1e-4, atol=1e-5)
+
+
+def test_backend_refuses_autocast(model: nn.Module) -> None:
+    with torch.no_grad(), torch.autocast("cpu"), pytest.raises(Exception, match=r"without torch\.autocast"):
+        torch.compile(model, backend=backend)(random(2, 3, 7, 8))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

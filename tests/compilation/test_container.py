@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from compiling import prepare, random
+from threads import run_in_threads
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -131,6 +132,21 @@ def test_load_refuses_foreign_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(RuntimeError, match=r"is no file that CompiledModule\.save wrote"):
         fastcnn.load(tmp_path / "file")
+
+
+def test_load_reads_no_more_of_a_foreign_file_than_its_head(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        file.truncate(2**40)  # a hole
+    with pytest.raises(RuntimeError, match=r"is no file that CompiledModule\.save wrote"):
+        fastcnn.load(tmp_path / "file")
+
+
+def test_saves_to_one_path_at_once_leave_a_whole_file(compiled: CompiledModule, path: Path, image: Tensor) -> None:
+    link = path.with_name("link")
+    link.symlink_to(path)
+    run_in_threads(lambda seed: [compiled.save((path, link)[seed % 2]) for _ in range(20)], 4)
+    assert link.is_symlink() and sorted(os.listdir(path.parent)) == sorted([path.name, link.name])
+    assert_same(fastcnn.load(link)(image), compiled(image))
 
 
 def test_load_names_a_missing_file(tmp_path: Path) -> None:
