@@ -160,8 +160,9 @@ def undo(module: nn.Module) -> None:
     """Makes of a module what it was before its conversion, its values apart."""
     done: Conversion | None = vars(module).pop("_fastcnn", None)
     if done is None:
-        if class_under(type(module)) is not type(module):
-            module.__class__ = class_under(type(module))
+        under = class_under(type(module))
+        if under is not type(module):
+            module.__class__ = under
         return
     if done.converted and is_made(type(module)):
         _restore_class(module, done.original)

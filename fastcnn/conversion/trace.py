@@ -189,8 +189,11 @@ def _probe(
     cls: Any = _probe_class(kind)  # type: ignore[arg-type]
     probe: nn.Module = seen.setdefault(id(module), cls.__new__(cls))
     for name, value in vars(module).items():
-        as_held = copy.deepcopy if is_value(value) else copy.copy if isinstance(value, (dict, list, set)) else None
-        probe.__dict__[name] = value if as_held is None else as_held(value)
+        if is_value(value):
+            value = copy.deepcopy(value)  # what lies in a list of it, too
+        elif isinstance(value, (dict, list, set)):
+            value = copy.copy(value)
+        probe.__dict__[name] = value
     probe.__dict__.update(_notes=notes, _path=path, training=training)
     for name, child in module._modules.items():
         if child is not None:
